@@ -1,0 +1,254 @@
+"""What each step hands to the next: JSON manifests, written last and atomically.
+
+Paths inside a manifest are relative to its folder, so a run folder can be moved or copied.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recsys.schema import Schema
+
+MANIFEST = "manifest.json"
+
+
+class ArtifactError(RuntimeError):
+    """An upstream artifact is missing, unfinished or does not fit; the message says what to do."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Manifest(_Frozen):
+    """A finished step. `directory` is where it was read from; it is not stored."""
+
+    step: ClassVar[str]
+
+    version: Literal[1] = 1
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    directory: Path = Field(default=Path(), exclude=True)
+
+    def save(self) -> Self:
+        """Write `directory/manifest.json`; a reader sees all of it or nothing."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.directory / MANIFEST, self.model_dump_json(indent=2))
+        return self
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read the manifest of a finished step.
+
+        Raises:
+            ArtifactError: the step has not finished, or its manifest is of another format.
+        """
+        file = directory / MANIFEST
+        if not file.is_file():
+            raise ArtifactError(f"{file} does not exist: run `recsys {cls.step}` first")
+        try:
+            manifest = cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise ArtifactError(f"{file} is not a manifest of `{cls.step}`: {error}") from error
+        return manifest.model_copy(update={"directory": directory})
+
+    @classmethod
+    def exists(cls, directory: Path) -> bool:
+        """Whether the step has finished in this folder."""
+        return (directory / MANIFEST).is_file()
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace a text file as a whole, surviving a kill at any moment."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+class Examples(_Frozen):
+    """One split: TFRecord shards of examples."""
+
+    path: str
+    num_examples: int
+    num_files: int
+    first_at: datetime | None = Field(None, description="time of the first label")
+    last_at: datetime | None = Field(None, description="time of the last label")
+    num_cold_users: int = Field(0, description="users without a training event")
+    num_cold_items: int = Field(0, description="labelled items without a training event")
+
+
+class Corpus(_Frozen):
+    """All candidates: TFRecord shards of item, name, count, labels and the candidate features.
+
+    `count` is the number of training events, `labels` that of training examples of the item. Rows
+    are ordered by falling count, then by id; the first `num_warm` have a count.
+    """
+
+    path: str
+    num_items: int
+    num_warm: int
+
+
+class VocabularyFile(_Frozen):
+    """One value a line, most frequent first; none is empty or holds a line break."""
+
+    path: str
+    size: int
+    oov: int
+
+
+class Statistics(_Frozen):
+    """Mean and standard deviation of a number over the training examples or items."""
+
+    mean: float
+    std: float
+
+
+class SourceVersion(_Frozen):
+    """What a table looked like when it was read."""
+
+    uri: str
+    num_rows: int
+    version: str = Field("", description="Delta version, or a hash of file names and sizes")
+
+
+class PreparedData(Manifest):
+    """Made by `prepare`: everything that training, evaluation and export read."""
+
+    step: ClassVar[str] = "prepare"
+
+    features: Schema
+    fingerprint: str = Field(description="of the schema")
+    train: Examples
+    validation: Examples
+    test: Examples
+    corpus: Corpus
+    users: str = Field(description="Parquet: the query features of every user as of the last event")
+    num_users: int
+    vocabularies: dict[str, VocabularyFile] = Field(description="by feature name")
+    statistics: dict[str, Statistics] = Field(description="by feature name")
+    cleaning: dict[str, int] = Field(description="events read, dropped (by reason), kept")
+    sources: dict[str, SourceVersion]
+    exclude_seen: bool
+
+    def files(self, examples: Examples | Corpus) -> list[str]:
+        """Shards of a split or of the corpus, in order."""
+        found = sorted(str(p) for p in (self.directory / examples.path).glob("part-*"))
+        if not found:
+            raise ArtifactError(
+                f"{self.directory / examples.path} holds no shards: run `recsys prepare` again"
+            )
+        return found
+
+
+class TrainedModel(Manifest):
+    """Made by `fit`: the towers as a SavedModel with `embed_query` and `embed_candidate`."""
+
+    step: ClassVar[str] = "fit"
+
+    towers: str
+    features: Schema
+    embedding_dim: int
+    best_epoch: int = Field(description="counted from 1")
+    monitor: str
+    curves: dict[str, list[float]] = Field(description="metric: one value per epoch")
+    mlflow_run_id: str | None
+    versions: dict[str, str]
+
+
+class Estimate(_Frozen):
+    """A mean over queries and its bootstrap interval over users."""
+
+    value: float
+    low: float
+    high: float
+
+
+class EvaluationReport(Manifest):
+    """Made by `evaluate`: metrics on the test window beside the baselines."""
+
+    step: ClassVar[str] = "evaluate"
+
+    num_queries: int
+    num_candidates: int
+    window: tuple[datetime | None, datetime | None]
+    data_fingerprint: str
+    model: dict[str, Estimate] = Field(description="by metric, such as recall@10")
+    baselines: dict[str, dict[str, Estimate]] = Field(description="by baseline and metric")
+    lifts: dict[str, dict[str, Estimate]] = Field(
+        description="relative lift of the model, by baseline and metric, paired bootstrap"
+    )
+    slices: dict[str, dict[str, dict[str, float]]] = Field(
+        description="by slice, bucket and metric; `queries` counts"
+    )
+    per_query: str = Field(description="npz: one row per query and scorer")
+
+
+class IndexReport(_Frozen):
+    """How the approximate index compares with exact search."""
+
+    kind: str = Field(description="brute_force, hashed or tree")
+    parameters: dict[str, float]
+    recall: float = Field(description="share of the exact top k that is found")
+    k: int
+    bytes: int
+    milliseconds_per_query: float
+
+
+class ExportedModel(Manifest):
+    """Made by `export`: two SavedModels with one signature."""
+
+    step: ClassVar[str] = "export"
+
+    variants: dict[str, str] = Field(description="scann and exact: folder")
+    features: Schema
+    fingerprint: str = Field(description="of the schema")
+    num_candidates: int
+    exclude_seen: bool
+    index: IndexReport
+    parity: dict[str, float] = Field(description="share of equal ids, by variant")
+    digest: str = Field(description="hash of the towers and the corpus it was made from")
+    versions: dict[str, str]
+
+
+class RegisteredModel(Manifest):
+    """Made by `register`: a version in the MLflow registry."""
+
+    step: ClassVar[str] = "register"
+
+    name: str
+    model_version: str
+    uri: str
+    run_id: str
+
+
+class Promotion(Manifest):
+    """Made by `promote`: the decision, whichever it was, with its reasons."""
+
+    step: ClassVar[str] = "promote"
+
+    name: str
+    alias: str
+    promoted: bool
+    previous_version: str | None
+    model_version: str
+    reasons: list[str]
+
+
+class Scoring(Manifest):
+    """Made by `score`: a table of users and their recommendations."""
+
+    step: ClassVar[str] = "score"
+
+    destination: str
+    num_users: int
+    k: int
+    name: str
+    model_version: str

@@ -1,0 +1,259 @@
+"""TFRecords to tensors: batched parsing, seeded shuffling by epoch, the corpus, whole splits.
+
+Parsing a batch at once is some thirty times faster than parsing record by record, so records are
+shuffled and batched while they are still bytes (tensorflow.org/guide/data_performance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from recsys.artifacts import ArtifactError, Examples, PreparedData
+from recsys.schema import Feature
+
+_READ_BATCH = 4096
+_MISSING = {"string": "", "float": float("nan"), "int64": -1}
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """All candidates, one row each, most frequent first.
+
+    Attributes:
+        item: ids, `[num_items]` bytes.
+        name: readable names, `[num_items]` bytes.
+        count: training events, `[num_items]`.
+        labels: training examples with this label, `[num_items]`.
+        features: raw candidate features by name, `[num_items]` each.
+    """
+
+    item: NDArray[np.object_]
+    name: NDArray[np.object_]
+    count: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    features: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def rows(self) -> tf.lookup.StaticHashTable:
+        """Table from item id to corpus row (int32), -1 for an id that is not in the corpus."""
+        rows = tf.range(len(self), dtype=tf.int32)
+        initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(self.item, tf.string), rows)
+        return tf.lookup.StaticHashTable(initializer, default_value=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Interactions:
+    """One split as arrays, in file order.
+
+    Attributes:
+        user: `[n]` codes, equal for equal users within this split.
+        user_id: `[n]` bytes.
+        label: `[n]` corpus rows, -1 when the item is not in the corpus.
+        history: `[n, length]` corpus rows of the first item history, oldest first, -1 at the end.
+        weight: `[n]`.
+        exclusions: flat corpus rows and row splits `[n + 1]`, or None when nothing is excluded.
+    """
+
+    user: NDArray[np.int64]
+    user_id: NDArray[np.object_]
+    label: NDArray[np.int32]
+    history: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    exclusions: tuple[NDArray[np.int32], NDArray[np.int64]] | None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def read_corpus(data: PreparedData) -> Corpus:
+    """Read all candidates into memory.
+
+    Raises:
+        ArtifactError: a shard is missing or corrupt, or the corpus differs from the manifest.
+    """
+    spec = {
+        "item": tf.io.FixedLenFeature([], tf.string),
+        "name": tf.io.FixedLenFeature([], tf.string, ""),
+        "count": tf.io.FixedLenFeature([], tf.int64),
+        "labels": tf.io.FixedLenFeature([], tf.int64),
+    } | _feature_spec(data.features.candidate)
+    columns = _read(data.files(data.corpus), spec)
+    if len(columns["item"]) != data.corpus.num_items:
+        raise ArtifactError(
+            f"{data.directory / data.corpus.path} holds {len(columns['item'])} items, its manifest "
+            f"says {data.corpus.num_items}: run `recsys prepare` again"
+        )
+    base = [columns.pop(name) for name in ("item", "name", "count", "labels")]
+    return Corpus(*base, features=columns)
+
+
+def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) -> Interactions:
+    """Read who took what after which history, without the other features."""
+    histories = data.features.item_histories[:1]
+    spec: dict[str, Any] = {
+        "user": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.string),
+        "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
+        "exclusions": tf.io.RaggedFeature(tf.string),
+    } | _feature_spec(histories)
+    rows = corpus.rows()
+    lengths: list[NDArray[np.int64]] = []
+    parts: dict[str, list[NDArray[Any]]] = {
+        name: [] for name in ("user", "label", "history", "weight", "exclusions")
+    }
+    with _named_corruption(data.files(examples)):
+        for batch in _parsed(data.files(examples), spec):
+            history = batch[histories[0].name] if histories else tf.zeros([len(batch["user"]), 0])
+            parts["user"].append(batch["user"].numpy())
+            parts["label"].append(rows.lookup(batch["label"]).numpy())
+            parts["weight"].append(batch["weight"].numpy())
+            parts["history"].append(_history_rows(history, rows))
+            parts["exclusions"].append(rows.lookup(batch["exclusions"].values).numpy())
+            lengths.append(batch["exclusions"].row_lengths().numpy())
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    _, codes = np.unique(whole["user"].astype(bytes), return_inverse=True)
+    splits = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return Interactions(
+        user=codes.astype(np.int64),
+        user_id=whole["user"],
+        label=whole["label"],
+        history=whole["history"],
+        weight=whole["weight"],
+        exclusions=(whole["exclusions"], splits) if data.exclude_seen else None,
+    )
+
+
+def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.data.Dataset:
+    """Batches of raw query features in file order: `{name: [batch] or [batch, length]}`."""
+    spec = _feature_spec(data.features.query)
+    return (
+        tf.data.TFRecordDataset(data.files(examples))
+        .batch(batch_size)
+        .map(lambda records: _parse(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def training_batches(
+    data: PreparedData, batch_size: int, epochs: range, seed: int, buffer: int
+) -> tf.data.Dataset:
+    """Endless-looking stream of shuffled raw batches, one pass over the examples per epoch.
+
+    The order of an epoch depends on `seed` and on the epoch's number alone, so that a training
+    that resumes at epoch n sees what an undisturbed one would have seen. Each batch holds the raw
+    query features, `label` (item id) and `weight`. The last batch of an epoch may be smaller.
+    """
+    files = tf.constant(data.files(data.train))
+    spec = _feature_spec(data.features.query) | {
+        "label": tf.io.FixedLenFeature([], tf.string),
+        "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
+    }
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(files, seed=[seed, epoch])
+        shuffle_seed = tf.random.stateless_uniform(
+            [], [seed, epoch], maxval=tf.int64.max, dtype=tf.int64
+        )
+        records = tf.data.TFRecordDataset(order)
+        return records.shuffle(buffer, seed=shuffle_seed).batch(batch_size)
+
+    return (
+        tf.data.Dataset.range(epochs.start, epochs.stop)
+        .flat_map(one_epoch)
+        .map(lambda records: _parse(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
+    )
+
+
+@contextmanager
+def named_corruption(data: PreparedData, *splits: Examples) -> Iterator[None]:
+    """Turn TensorFlow's "corrupted record" into an error that names the file.
+
+    Raises:
+        ArtifactError: a shard of these splits is corrupt or truncated.
+    """
+    with _named_corruption([file for split in splits for file in data.files(split)]):
+        yield
+
+
+@contextmanager
+def _named_corruption(files: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        raise _corrupt(files, error) from error
+
+
+def _corrupt(files: Sequence[str], error: tf.errors.DataLossError) -> ArtifactError:
+    # TensorFlow gives the offset but not the file: read them one by one until one fails alike.
+    for file in files:
+        try:
+            for _ in tf.data.TFRecordDataset(file):
+                pass
+        except tf.errors.DataLossError as again:
+            return ArtifactError(
+                f"{file} is corrupt: {again.message}; run `recsys prepare` again to rewrite it"
+            )
+    return ArtifactError(f"a shard was corrupt when read: {error.message}")
+
+
+def _feature_spec(features: Sequence[Feature]) -> dict[str, Any]:
+    spec: dict[str, Any] = {}
+    for feature in features:
+        dtype = tf.dtypes.as_dtype(feature.dtype if feature.dtype != "float" else "float32")
+        spec[feature.name] = (
+            _History(feature.length)
+            if feature.is_list
+            else tf.io.FixedLenFeature([], dtype, _MISSING[feature.dtype])
+        )
+    return spec
+
+
+@dataclass(frozen=True)
+class _History:
+    length: int
+
+
+def _parse(records: tf.Tensor, spec: dict[str, Any]) -> dict[str, tf.Tensor]:
+    lists = {name: rule for name, rule in spec.items() if isinstance(rule, _History)}
+    parsed = tf.io.parse_example(
+        records, spec | {name: tf.io.RaggedFeature(tf.string) for name in lists}
+    )
+    for name, rule in lists.items():
+        recent = parsed[name][:, -rule.length :]
+        parsed[name] = recent.to_tensor("", shape=[None, rule.length])
+    return parsed
+
+
+def _parsed(files: Sequence[str], spec: dict[str, Any]) -> tf.data.Dataset:
+    return (
+        tf.data.TFRecordDataset(list(files))
+        .batch(_READ_BATCH)
+        .map(lambda records: _parse(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _read(files: Sequence[str], spec: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    with _named_corruption(files):
+        batches = list(_parsed(files, spec).as_numpy_iterator())
+    if not batches:
+        raise ArtifactError(f"{files[0]} holds no records: run `recsys prepare` again")
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in spec}
+
+
+def _history_rows(history: tf.Tensor, table: tf.lookup.StaticHashTable) -> NDArray[np.int32]:
+    """Corpus rows of a padded history; ids outside the corpus give their place to later ones."""
+    if history.dtype != tf.string:
+        return np.zeros(history.shape, np.int32)
+    rows = table.lookup(history).numpy()
+    order = np.argsort(rows < 0, axis=1, kind="stable")
+    return np.take_along_axis(rows, order, axis=1)

@@ -1,0 +1,1 @@
+"""Models: two towers for retrieval."""

@@ -1,0 +1,90 @@
+"""Rank the label of every query among all candidates: exact, block by block, memory bounded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from recsys.baselines import Scorer
+from recsys.dataset import Interactions
+from recsys.metrics import rank_of_label
+
+_log = logging.getLogger(__name__)
+
+#: Bytes of one block of scores. Far below what memory allows: a block that stays near the
+#: processor's cache is scored and ranked three times faster than one of 256 MB.
+BLOCK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What one scorer did with the queries.
+
+    Attributes:
+        rank: `[n]` rank of the label, 0 if it cannot be retrieved.
+        recommended: `[n, k]` corpus rows of the best k, -1 where fewer are not excluded.
+    """
+
+    rank: NDArray[np.int32]
+    recommended: NDArray[np.int32]
+
+
+def rank_queries(
+    name: str, scorer: Scorer, queries: Interactions, num_items: int, k: int, seed: int
+) -> Ranking:
+    """Score, exclude, rank the label and list the k best items of every query.
+
+    Ties of the label are broken at random, the same way for every scorer and any block size. Ties
+    within the lists, which only coverage and novelty read, go to the lower corpus row.
+
+    Args:
+        name: of the scorer, for progress and log.
+        scorer: made for these queries.
+        queries: `[n]` labels and exclusions.
+        num_items: size of the corpus.
+        k: length of the lists.
+        seed: of the tie-break.
+    """
+    depth = min(k, num_items)
+    uniform = np.random.default_rng(seed).random(len(queries))
+    rank = np.zeros(len(queries), np.int32)
+    recommended = np.full((len(queries), depth), -1, np.int32)
+    for rows in _blocks(name, len(queries), num_items):
+        scores = scorer.scores(rows)
+        _exclude(scores, queries, rows)
+        rank[rows] = rank_of_label(scores, queries.label[rows], uniform[rows])
+        recommended[rows] = _top(scores, depth)
+    _log.info("ranked %d queries over %d items by %s", len(queries), num_items, name)
+    return Ranking(rank, recommended)
+
+
+def _blocks(name: str, num_queries: int, num_items: int) -> Iterator[slice]:
+    size = max(1, BLOCK_BYTES // (4 * num_items))
+    with tqdm(total=num_queries, desc=name, unit=" queries", disable=None, leave=False) as bar:
+        for first in range(0, num_queries, size):
+            rows = slice(first, min(first + size, num_queries))
+            yield rows
+            bar.update(rows.stop - rows.start)
+
+
+def _exclude(scores: NDArray[np.float32], queries: Interactions, rows: slice) -> None:
+    """Set the scores of each query's exclusions to -inf, in place."""
+    if queries.exclusions is None:
+        return
+    flat, splits = queries.exclusions
+    items = flat[splits[rows.start] : splits[rows.stop]]
+    query = np.repeat(np.arange(len(scores)), np.diff(splits[rows.start : rows.stop + 1]))
+    known = items >= 0
+    scores[query[known], items[known]] = -np.inf
+
+
+def _top(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:
+    """Corpus rows of the k best, `[rows, k]`, -1 for excluded ones."""
+    values, items = tf.math.top_k(scores, k)
+    return np.where(np.isneginf(values.numpy()), -1, items.numpy())

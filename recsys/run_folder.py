@@ -1,0 +1,75 @@
+"""The folder of one run: where each step writes, and the config that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.artifacts import ArtifactError, write_atomically
+from recsys.config import ConfigError, RunConfig
+
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run on disk: `config.json`, and a folder with a manifest for each finished step."""
+
+    path: Path
+
+    def step(self, name: str) -> Path:
+        """Folder of a step: data, model, evaluation, export, registration, promotion, scoring."""
+        return self.path / name
+
+    def freeze(self, config: RunConfig) -> RunConfig:
+        """Write the config of a new run, or make sure that an existing run has the same.
+
+        The `cluster` section may change: it says where a run computes, not what.
+
+        Raises:
+            ConfigError: the folder belongs to a run with other settings; names the keys.
+        """
+        file = self.path / _CONFIG
+        if file.is_file():
+            _check_same(self.path, _comparable(self.config()), _comparable(config))
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, config.model_dump_json(indent=2))
+        return config
+
+    def config(self) -> RunConfig:
+        """Read the frozen config.
+
+        Raises:
+            ArtifactError: no run was started in this folder.
+        """
+        file = self.path / _CONFIG
+        if not file.is_file():
+            raise ArtifactError(
+                f"{file} does not exist: start with `recsys run` or `recsys prepare`, "
+                f"or name the folder of a run with --run-dir"
+            )
+        return RunConfig.model_validate_json(file.read_bytes())
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"cluster"})
+
+
+def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = sorted(_differences(old, new))
+    if changed:
+        raise ConfigError(
+            f"{path} holds a run with other settings: {'; '.join(changed)}. "
+            "Give another --run-dir, or remove the folder"
+        )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            text
+            for name in old.keys() | new.keys()
+            for text in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [f"{key} was {old!r}, now {new!r}"]

@@ -1,0 +1,157 @@
+"""Columns of a recommender, once: for Spark, tf.Example, the model inputs and the signatures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Side = Literal["query", "context", "candidate"]
+Kind = Literal["id", "category", "number", "text", "time", "history"]
+Table = Literal["events", "items", "users"]
+
+#: Fields of a training example and of a corpus record that no feature may be called.
+RESERVED = frozenset(
+    {"label", "weight", "user", "time", "exclusions", "item", "name", "count", "labels", "k"}
+)
+
+
+class Vocabulary(BaseModel):
+    """Rule by which the values of an id or category feature get their rows of the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_count: int = Field(1, ge=1, description="training occurrences a value needs")
+    max_size: int | None = Field(None, ge=1, description="most frequent values kept")
+    oov: int = Field(1, ge=1, description="hash buckets shared by all other values")
+
+
+class Feature(BaseModel):
+    """One column: where it comes from, which tower reads it, how it is encoded.
+
+    `query` features are known from the last event before the label (or from the user table),
+    `context` features are those of the request itself, `candidate` features describe the item.
+    A `history` is the list of the past values of the feature named by `of`, oldest first, and
+    shares its vocabulary and embedding table.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    side: Side
+    kind: Kind
+    column: str | None = Field(
+        None, description="column of the table, or the role user, item, time or event"
+    )
+    table: Table | None = Field(None, description="table that holds the column")
+    of: str | None = Field(None, description="feature whose past values a history lists")
+    length: int = Field(20, ge=1, description="most recent values kept (history), words (text)")
+    vocabulary: Vocabulary = Vocabulary()
+    buckets: int = Field(10_000, ge=1, description="hash buckets of the words of a text")
+    dim: int | None = Field(None, ge=1, description="embedding size; the model's when empty")
+
+    @model_validator(mode="after")
+    def _check(self) -> Feature:
+        if self.name in RESERVED:
+            raise ValueError(f"{self.name!r} is a reserved name; reserved are {sorted(RESERVED)}")
+        if (self.kind == "history") != (self.of is not None):
+            raise ValueError("`of` names the feature a history lists: kind history, and only it")
+        if self.kind == "history" and self.side != "query":
+            raise ValueError("a history belongs to side query")
+        return self
+
+    @property
+    def source_column(self) -> str:
+        """Column (or role) that the value is read from."""
+        return self.column or self.name
+
+    @property
+    def dtype(self) -> Literal["string", "float", "int64"]:
+        """Type of the raw value in records and signatures (a time is microseconds since 1970)."""
+        if self.kind == "number":
+            return "float"
+        return "int64" if self.kind == "time" else "string"
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the raw value has shape `[batch, None]` instead of `[batch]`."""
+        return self.kind == "history"
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether the values are looked up in a vocabulary of their own."""
+        return self.kind in ("id", "category")
+
+
+class Schema(BaseModel):
+    """All features of a run, in the order in which the towers read them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    features: tuple[Feature, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Schema:
+        names = [feature.name for feature in self.features]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"feature names must be unique; given twice: {twice}")
+        for feature in self.features:
+            if feature.of is not None:
+                self._check_history(feature)
+        if not self.query or not self.candidate:
+            raise ValueError("at least one query or context and one candidate feature are needed")
+        return self
+
+    def _check_history(self, feature: Feature) -> None:
+        listed = next((other for other in self.features if other.name == feature.of), None)
+        if listed is None or not listed.has_vocabulary:
+            valid = [other.name for other in self.features if other.has_vocabulary]
+            raise ValueError(
+                f"history {feature.name!r} lists {feature.of!r}, "
+                f"which is no id or category feature; there are {valid}"
+            )
+
+    def __getitem__(self, name: str) -> Feature:
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(f"no feature {name!r}; there are {[f.name for f in self.features]}")
+
+    @property
+    def query(self) -> tuple[Feature, ...]:
+        """Inputs of the query tower: query and context features."""
+        return tuple(f for f in self.features if f.side != "candidate")
+
+    @property
+    def candidate(self) -> tuple[Feature, ...]:
+        """Inputs of the candidate tower."""
+        return tuple(f for f in self.features if f.side == "candidate")
+
+    @property
+    def vocabularies(self) -> tuple[Feature, ...]:
+        """Features that own a vocabulary."""
+        return tuple(f for f in self.features if f.has_vocabulary)
+
+    @property
+    def item_histories(self) -> tuple[Feature, ...]:
+        """Histories that list item ids."""
+        return tuple(f for f in self.histories() if self[f.of or ""].source_column == "item")
+
+    @property
+    def user_ids(self) -> tuple[Feature, ...]:
+        """Query features that hold the user's id."""
+        return tuple(f for f in self.query if f.kind == "id" and f.source_column == "user")
+
+    def histories(self) -> Iterator[Feature]:
+        """Yield the history features."""
+        return (f for f in self.features if f.kind == "history")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that training and serving must agree on."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

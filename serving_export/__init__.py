@@ -1,0 +1,1 @@
+"""How a recommender leaves: index, SavedModel, registry, batch scoring, hand-off."""

@@ -1,0 +1,184 @@
+"""The served model: towers, index and tables behind named signatures.
+
+Every input of a signature must be given (TensorFlow Serving knows no default values): `k` and
+`exclusions` (`[batch, 0]` when there are none) included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from recsys.artifacts import PreparedData
+from recsys.dataset import Corpus
+from recsys.features import raw_signature
+from recsys.schema import Schema
+
+Tensors = dict[str, tf.Tensor]
+
+
+class SearchIndex(Protocol):
+    """Finds candidates by dot product."""
+
+    def search(self, queries: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Find corpus rows and scores, best first, `[batch, <= count]`; NaN where none is left."""
+        ...
+
+
+def log_prior(corpus: Corpus) -> NDArray[np.float32]:
+    """Log probability of each item to be a label, `[num_items]`; add-one, so that all are finite.
+
+    It is what a query without any known user or item is answered with.
+    """
+    counts = corpus.labels + 1.0
+    return np.log(counts / counts.sum()).astype(np.float32)
+
+
+class Retriever(tf.Module):
+    """String features in, item ids and scores out.
+
+    Signatures (`N` candidates):
+
+    - `recommend`, also `serving_default`: the query and context features by name, string, float32
+      or int64 `[batch]`, a history string `[batch, any]` oldest first padded with ""; `k` int32
+      `[]`; `exclusions` string `[batch, any]`, ids not to return, padded with "". Gives `ids`
+      string and `scores` float32, `[batch, min(k, N)]`, best first; where fewer than k candidates
+      are left, id "" and score -inf at the end.
+    - `embed_query`, `embed_candidate`: raw features to `embedding` float32 `[batch, dim]`.
+
+    Unknown ids and empty histories are no errors. A query is cold when the schema has item
+    histories or user ids and none of them holds a value of its training vocabulary; it is answered
+    by popularity. With `exclude_seen`, items of the histories given are not returned either.
+    """
+
+    def __init__(
+        self, towers: Any, index: SearchIndex, corpus: Corpus, data: PreparedData
+    ) -> None:
+        super().__init__()
+        self._schema: Schema = data.features
+        self._exclude_seen = data.exclude_seen
+        self._size = len(corpus)
+        self._towers = towers
+        self._index = index
+        self._ids = tf.Variable(tf.constant(corpus.item, tf.string), trainable=False, name="ids")
+        self._rows = corpus.rows()
+        self._known = _vocabulary_tables(data)
+        prior = log_prior(corpus)
+        order = np.argsort(-prior, kind="stable").astype(np.int32)
+        self._popular = tf.Variable(order, trainable=False, name="popular")
+        self._prior = tf.Variable(prior[order], trainable=False, name="log_prior")
+
+    def signatures(self) -> dict[str, Any]:
+        """Trace every signature; what `tf.saved_model.save` takes."""
+        query = raw_signature(self._schema.query)
+        request = query | {
+            "k": tf.TensorSpec([], tf.int32, "k"),
+            "exclusions": tf.TensorSpec([None, None], tf.string, "exclusions"),
+        }
+        candidate = raw_signature(self._schema.candidate)
+        recommend = tf.function(self.recommend).get_concrete_function(**request)
+        return {
+            "serving_default": recommend,
+            "recommend": recommend,
+            "embed_query": tf.function(self.embed_query).get_concrete_function(**query),
+            "embed_candidate": tf.function(self.embed_candidate).get_concrete_function(**candidate),
+        }
+
+    def embed_query(self, /, **features: tf.Tensor) -> Tensors:
+        """Embed raw query and context features as `embedding` `[batch, dim]`."""
+        recent = {f.name: _recent(features[f.name], f.length) for f in self._schema.histories()}
+        return {"embedding": self._towers.signatures["embed_query"](**features | recent)["embedding"]}
+
+    def embed_candidate(self, /, **features: tf.Tensor) -> Tensors:
+        """Embed raw candidate features as `embedding` `[batch, dim]`."""
+        return {"embedding": self._towers.signatures["embed_candidate"](**features)["embedding"]}
+
+    def recommend(self, /, **request: tf.Tensor) -> Tensors:
+        """Answer `ids` and `scores`, `[batch, min(k, N)]`."""
+        features = {f.name: request[f.name] for f in self._schema.query}
+        excluded = self._excluded_rows(features, request["exclusions"])
+        k = tf.clip_by_value(request["k"], 0, self._size)
+        # Even if every excluded item is among the best, k others are.
+        count = tf.minimum(k + tf.shape(excluded)[1], self._size)
+        rows, scores = self._index.search(self.embed_query(**features)["embedding"], count)
+        rows, scores = _widened(rows, scores, count)
+        cold = self._cold(features)[:, tf.newaxis]
+        rows = tf.where(cold, self._popular[:count], rows)
+        scores = tf.where(cold, self._prior[:count], scores)
+        dropped = self._contains(excluded, rows) | tf.math.is_nan(scores)
+        scores, order = tf.math.top_k(tf.where(dropped, -np.inf, scores), k)
+        ids = tf.gather(self._ids, tf.gather(rows, order, batch_dims=1))
+        return {"ids": tf.where(tf.math.is_inf(scores), "", ids), "scores": scores}
+
+    def _excluded_rows(self, features: Mapping[str, tf.Tensor], exclusions: tf.Tensor) -> tf.Tensor:
+        """Corpus rows that may not be returned, `[batch, width]`, -1 for unknown ids."""
+        lists = [exclusions]
+        if self._exclude_seen:
+            lists += [features[f.name] for f in self._schema.item_histories]
+        return self._rows.lookup(tf.concat(lists, axis=1))
+
+    def _cold(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Whether nothing identifies a query, `[batch]`."""
+        known = [
+            tf.reduce_any(self._is_known(feature.of or "", features[feature.name]), axis=1)
+            for feature in self._schema.item_histories
+        ] + [self._is_known(f.name, features[f.name]) for f in self._schema.user_ids]
+        if not known:
+            batch = tf.shape(next(iter(features.values())))[0]
+            return tf.zeros([batch], tf.bool)
+        return tf.logical_not(tf.reduce_any(tf.stack(known), axis=0))
+
+    def _is_known(self, feature: str, values: tf.Tensor) -> tf.Tensor:
+        table = self._known.get(feature)
+        return tf.zeros_like(values, tf.bool) if table is None else table.lookup(values) >= 0
+
+    def _contains(self, excluded: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Which of `rows` `[batch, n]` the same query excludes; memory does not grow with n * m."""
+        keys = tf.sort(tf.reshape(self._keys(excluded), [-1]))
+        # One key that matches nothing lets an empty list be looked into.
+        keys = tf.concat([[tf.constant(-1, tf.int64)], keys], axis=0)
+        wanted = tf.reshape(self._keys(rows), [-1])
+        position = tf.searchsorted(keys, wanted, side="right") - 1
+        return tf.reshape(tf.gather(keys, position) == wanted, tf.shape(rows))
+
+    def _keys(self, rows: tf.Tensor) -> tf.Tensor:
+        """A number for each pair of query and row; -1 for an unknown row."""
+        query = tf.range(tf.shape(rows, tf.int64)[0])[:, tf.newaxis]
+        return tf.where(rows < 0, tf.constant(-1, tf.int64), query * self._size + tf.cast(rows, tf.int64))
+
+
+def _vocabulary_tables(data: PreparedData) -> dict[str, tf.lookup.StaticHashTable]:
+    """Line numbers of the vocabularies that decide whether a query is cold, -1 if unknown."""
+    schema = data.features
+    names = {f.of or "" for f in schema.item_histories} | {f.name for f in schema.user_ids}
+    return {
+        name: _lines(data.directory / data.vocabularies[name].path)
+        for name in sorted(names)
+        # TensorFlow refuses an empty file; a vocabulary without values knows nothing.
+        if data.vocabularies[name].size
+    }
+
+
+def _lines(file: Path) -> tf.lookup.StaticHashTable:
+    whole, number = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+    initializer = tf.lookup.TextFileInitializer(str(file), tf.string, whole, tf.int64, number)
+    return tf.lookup.StaticHashTable(initializer, default_value=-1)
+
+
+def _recent(history: tf.Tensor, length: int) -> tf.Tensor:
+    """The last `length` values, as in training, padded at the end to `[batch, length]`."""
+    values = tf.ragged.boolean_mask(history, history != "")
+    return values[:, -length:].to_tensor("", shape=[None, length])
+
+
+def _widened(
+    rows: tf.Tensor, scores: tf.Tensor, width: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Fill up to `[batch, width]` with row 0 and score -inf."""
+    missing = [[0, 0], [0, width - tf.shape(rows)[1]]]
+    return tf.pad(rows, missing), tf.pad(scores, missing, constant_values=-np.inf)

@@ -1,0 +1,194 @@
+"""Towers and corpus to two SavedModels with one signature, each proven in a fresh process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from recsys.artifacts import (
+    ArtifactError,
+    ExportedModel,
+    IndexReport,
+    PreparedData,
+    TrainedModel,
+    write_atomically,
+)
+from recsys.config import RunConfig
+from recsys.dataset import Corpus, raw_batches, read_corpus
+from recsys.schema import Schema
+from serving_export.index import ExactIndex, Floats, ScannIndex, build
+from serving_export.retriever import Retriever
+from serving_export.staging import replaced
+from serving_export.verify import Expectation, verify
+
+logger = logging.getLogger(__name__)
+
+_VARIANTS = ("scann", "exact")
+_VERSIONS_OF = ("tensorflow", "scann", "numpy")
+_EMBED_BATCH = 4096
+_TUNING_QUERIES = 1000
+
+
+def export(
+    config: RunConfig, data: PreparedData, model: TrainedModel, directory: Path
+) -> ExportedModel:
+    """Write the variants `scann` and `exact` into `directory`, which is replaced as a whole.
+
+    `exact` needs stock TensorFlow ops only; `scann` needs `scann.scann_ops.py.scann_ops` imported
+    before it is loaded. Signatures: `serving_export.retriever.Retriever`. Each variant carries
+    `assets.extra/contract.json`: schema and its fingerprint, signature, index, measured recall.
+
+    Raises:
+        ArtifactError: model and data differ in their schema, there is no held-out query, the index
+            misses its recall target, or a variant answers otherwise in a fresh process.
+    """
+    _check_schema(model.features, data.features)
+    towers = tf.saved_model.load(str(model.directory / model.towers))
+    corpus = read_corpus(data)
+    queries = _held_out_queries(data, max(_TUNING_QUERIES, config.export.parity_queries))
+    embeddings = _embed(towers, "embed_candidate", corpus.features)
+    query_embeddings = _embed(towers, "embed_query", queries)
+    scann_index, report = build(embeddings, query_embeddings, config.export.index)
+    indexes: dict[str, ScannIndex | ExactIndex] = {
+        "scann": scann_index,
+        "exact": ExactIndex(embeddings),
+    }
+    contract = _contract(data, report, len(corpus))
+    with replaced(directory) as folder:
+        for name in _VARIANTS:
+            logger.info("writing %s", name)
+            _write(Retriever(towers, indexes[name], corpus, data), folder / name, contract)
+        expectation = Expectation(
+            data=data,
+            corpus=corpus,
+            queries={name: v[: config.export.parity_queries] for name, v in queries.items()},
+            embeddings=embeddings,
+            query_embeddings=query_embeddings[: config.export.parity_queries],
+        )
+        parity = verify(expectation, {n: folder / n for n in _VARIANTS}, report, config.export)
+        exported = ExportedModel(
+            directory=folder,
+            variants={name: name for name in _VARIANTS},
+            features=data.features,
+            fingerprint=data.fingerprint,
+            num_candidates=len(corpus),
+            exclude_seen=data.exclude_seen,
+            index=report,
+            parity=parity,
+            digest=_digest(config, data, model),
+            versions=_versions(),
+        ).save()
+    return exported.model_copy(update={"directory": directory})
+
+
+def _check_schema(of_model: Schema, of_data: Schema) -> None:
+    if of_model.fingerprint == of_data.fingerprint:
+        return
+    trained = {f.name: f.model_dump() for f in of_model.features}
+    prepared = {f.name: f.model_dump() for f in of_data.features}
+    differences = [f"{name!r} is new in the data" for name in prepared if name not in trained]
+    differences += [f"{name!r} is missing in the data" for name in trained if name not in prepared]
+    differences += [
+        f"{name!r}.{key} was {trained[name][key]!r}, is {value!r}"
+        for name in prepared
+        if name in trained
+        for key, value in prepared[name].items()
+        if trained[name][key] != value
+    ]
+    raise ArtifactError(
+        "the model was trained on another schema than the data has: "
+        + ("; ".join(differences) or "the features stand in another order")
+        + "; run `recsys fit` again"
+    )
+
+
+def _held_out_queries(data: PreparedData, count: int) -> dict[str, NDArray[Any]]:
+    """Raw features of the first `count` test examples, `[<= count]` or `[<= count, length]`."""
+    if not data.test.num_examples:
+        raise ArtifactError(
+            "the test split has no examples, so neither recall nor parity can be measured: "
+            "change data.split and run `recsys prepare` again"
+        )
+    first: dict[str, NDArray[Any]]
+    first = next(iter(raw_batches(data, data.test, count).as_numpy_iterator()))
+    return first
+
+
+def _embed(towers: Any, signature: str, features: dict[str, NDArray[Any]]) -> Floats:
+    """Apply a tower in batches, `[rows, dim]`."""
+    embed = towers.signatures[signature]
+    rows = len(next(iter(features.values())))
+    parts = [
+        embed(**{n: tf.constant(v[start : start + _EMBED_BATCH]) for n, v in features.items()})
+        for start in range(0, rows, _EMBED_BATCH)
+    ]
+    embeddings = np.concatenate([part["embedding"].numpy() for part in parts])
+    if not np.isfinite(embeddings).all():
+        raise ArtifactError(
+            f"{signature} gives values that are not finite: training diverged; lower "
+            f"train.learning_rate and run `recsys fit` again"
+        )
+    return embeddings
+
+
+def _write(retriever: Retriever, folder: Path, contract: dict[str, Any]) -> None:
+    signatures = retriever.signatures()
+    tf.saved_model.save(
+        retriever,
+        str(folder),
+        signatures=signatures,
+        options=tf.saved_model.SaveOptions(namespace_whitelist=["Scann"]),
+    )
+    extra = folder / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    described = contract | {"signatures": {n: _describe(s) for n, s in signatures.items()}}
+    write_atomically(extra / "contract.json", json.dumps(described, indent=2))
+
+
+def _describe(function: Any) -> dict[str, Any]:
+    inputs = function.structured_input_signature[1]
+    return {
+        kind: {
+            name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+            for name, spec in sorted(specs.items())
+        }
+        for kind, specs in (("inputs", inputs), ("outputs", function.structured_outputs))
+    }
+
+
+def _contract(data: PreparedData, index: IndexReport, num_candidates: int) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "fingerprint": data.fingerprint,
+        "features": data.features.model_dump(mode="json")["features"],
+        "exclude_seen": data.exclude_seen,
+        "num_candidates": num_candidates,
+        "index": index.model_dump(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _VERSIONS_OF}
+
+
+def _digest(config: RunConfig, data: PreparedData, model: TrainedModel) -> str:
+    """Hash of all that an export depends on: towers, corpus, vocabularies, settings."""
+    towers = model.directory / model.towers
+    files = sorted(path for path in towers.rglob("*") if path.is_file())
+    files += [Path(file) for file in data.files(data.corpus)]
+    files += [data.directory / v.path for _, v in sorted(data.vocabularies.items())]
+    digest = hashlib.sha256(config.export.model_dump_json().encode())
+    digest.update(f"{data.fingerprint} {data.exclude_seen}".encode())
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""Ask exported models in a fresh process, compare with an independent exact answer in NumPy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.artifacts import ArtifactError, IndexReport, PreparedData
+from recsys.config import Export
+from recsys.dataset import Corpus
+from serving_export.index import Floats
+from serving_export.retriever import log_prior
+
+logger = logging.getLogger(__name__)
+
+_ANSWER = Path(__file__).with_name("answer.py")
+_TIE = 1e-5
+_TIMEOUT_SECONDS = 1800
+#: Recall of an index on few queries may fall this much below that on all of them.
+_SAMPLING_SLACK = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """Queries, and what is needed to answer them without TensorFlow.
+
+    Attributes:
+        data: vocabularies (which query is cold) and whether seen items are excluded.
+        corpus: candidates.
+        queries: raw query features, `[num_queries]` or `[num_queries, length]`.
+        embeddings: of the candidates, `[num_candidates, dim]`.
+        query_embeddings: of the queries, `[num_queries, dim]`.
+    """
+
+    data: PreparedData
+    corpus: Corpus
+    queries: dict[str, NDArray[Any]]
+    embeddings: Floats
+    query_embeddings: Floats
+
+    def scores(self) -> Floats:
+        """Score of every candidate for every query, -inf where excluded."""
+        prior = log_prior(self.corpus)
+        rows = {item: row for row, item in enumerate(self.corpus.item)}
+        scores = self.query_embeddings @ self.embeddings.T
+        for query, (cold, seen) in enumerate(zip(self._cold(), self._seen(), strict=True)):
+            if cold:
+                scores[query] = prior
+            scores[query, [rows[item] for item in seen if item in rows]] = -np.inf
+        return scores
+
+    def _seen(self) -> Iterable[set[bytes]]:
+        histories = self.data.features.item_histories if self.data.exclude_seen else ()
+        for query in range(len(self.query_embeddings)):
+            yield {item for f in histories for item in self.queries[f.name][query]}
+
+    def _cold(self) -> Iterable[bool]:
+        schema = self.data.features
+        identifying = [(f.of or "", f.name) for f in schema.item_histories]
+        identifying += [(f.name, f.name) for f in schema.user_ids]
+        known = {name: self._vocabulary(name) for name, _ in identifying}
+        for query in range(len(self.query_embeddings)):
+            yield bool(identifying) and not any(
+                known[vocabulary].intersection(np.atleast_1d(self.queries[feature][query]))
+                for vocabulary, feature in identifying
+            )
+
+    def _vocabulary(self, name: str) -> set[bytes]:
+        file = self.data.directory / self.data.vocabularies[name].path
+        return set(file.read_bytes().split(b"\n")) - {b""}
+
+
+def verify(
+    expectation: Expectation, variants: Mapping[str, Path], index: IndexReport, export: Export
+) -> dict[str, float]:
+    """Compare both variants with the exact top k; every other query excludes its best item.
+
+    Returns:
+        By variant, the share of places where id and score are those of the exact answer (`exact`),
+        or whose score belongs to the exact top k (`scann`: recall). Ties are scores within 1e-5.
+
+    Raises:
+        ArtifactError: a variant does not load or answer, or answers differently.
+    """
+    scores = expectation.scores()
+    best = scores.argmax(axis=1)
+    exclusions = expectation.corpus.item[best][:, np.newaxis].copy()
+    exclusions[::2] = b""
+    scores[np.arange(1, len(scores), 2), best[1::2]] = -np.inf
+    requests = expectation.queries | {"exclusions": exclusions, "k": np.int32(index.k)}
+    answers = _ask(variants, requests)
+    parity = {
+        "exact": _equal(expectation.corpus, scores, answers["exact"]),
+        "scann": _recall(expectation.corpus, scores, answers["scann"]),
+    }
+    logger.info("parity with exact search in a fresh process: %s", parity)
+    if parity["exact"] < 1:
+        raise ArtifactError(
+            f"the exact SavedModel, loaded in a fresh process, gives {parity['exact']:.4f} of the "
+            f"expected ids and scores of {len(scores)} queries (all of them were expected)"
+        )
+    least = export.index.min_recall - _SAMPLING_SLACK
+    if parity["scann"] < least:
+        raise ArtifactError(
+            f"the scann SavedModel, loaded in a fresh process, has recall@{index.k} "
+            f"{parity['scann']:.4f} on {len(scores)} queries, expected at least {least:.4f} "
+            f"(it was {index.recall:.4f} before it was saved)"
+        )
+    return parity
+
+
+def _ask(
+    variants: Mapping[str, Path], request: Mapping[str, NDArray[Any]]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Answers (`ids`, `scores`) by variant, from a process that knows nothing of this package."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "request.npz", **{n: _plain(v) for n, v in request.items()})
+        models = [f"{variant}={path.resolve()}" for variant, path in sorted(variants.items())]
+        environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+        done = subprocess.run(
+            [sys.executable, "-I", str(_ANSWER), *models],
+            cwd=folder,
+            env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise ArtifactError(
+                f"the exported model does not answer in a fresh process "
+                f"(exit code {done.returncode}):\n{_traceback(done.stderr)}"
+            )
+        answers = {}
+        for variant in variants:
+            with np.load(folder / f"{variant}.npz") as arrays:
+                answers[variant] = {key: arrays[key] for key in ("ids", "scores")}
+        return answers
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Bytes objects as fixed-width bytes, which need no pickle."""
+    return values.astype(bytes) if values.dtype == object else values
+
+
+def _traceback(stderr: str) -> str:
+    start = stderr.rfind("Traceback (most recent call last)")
+    return stderr[max(start, 0) :][-4000:] or "(it wrote nothing)"
+
+
+def _equal(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> float:
+    """Share of places with the expected score and an item that has this score."""
+    expected = -np.sort(-scores, axis=1)[:, : answer["ids"].shape[1]]
+    own = _true_scores(corpus, scores, answer["ids"])
+    return float((_close(answer["scores"], expected) & _close(own, expected)).mean())
+
+
+def _recall(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> float:
+    """Share of the exact top k that was found, by score; places that cannot be filled count."""
+    k = answer["ids"].shape[1]
+    kth_best = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    return float((_true_scores(corpus, scores, answer["ids"]) >= kth_best - _TIE).mean())
+
+
+def _true_scores(corpus: Corpus, scores: Floats, ids: NDArray[np.bytes_]) -> Floats:
+    """What the exact answer says of the ids given, `[num_queries, k]`; -inf for no id."""
+    rows = {item: row for row, item in enumerate(corpus.item)}
+    taken = np.array([[rows[item] if item else -1 for item in found] for found in ids.tolist()])
+    return np.where(taken < 0, -np.inf, np.take_along_axis(scores, np.maximum(taken, 0), axis=1))
+
+
+def _close(left: Floats, right: Floats) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        return (left == right) | (np.abs(left - right) <= _TIE)

@@ -1,0 +1,1 @@
+"""Training side of the clickstream recommender: data preparation, models and evaluation."""

@@ -1,0 +1,54 @@
+"""What can go wrong in `prepare`, said so that a person can act on it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_DISK_FULL = ("No space left on device", "Not enough space", "ENOSPC", "Disk quota exceeded")
+
+
+class PrepareError(RuntimeError):
+    """The data cannot be prepared; the message names the table, column or key to change."""
+
+
+class LeakError(PrepareError):
+    """Something that training learns from lies at or after what it is tested on."""
+
+
+@contextmanager
+def explained(directory: Path, scratch: str) -> Iterator[None]:
+    """Turn Spark's report of a full disk into one sentence that names the folder.
+
+    Args:
+        directory: folder that is written to.
+        scratch: folder of Spark's shuffle and spill files, which may be the full one.
+
+    Raises:
+        PrepareError: a write failed for want of space.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(sign in _chain(error) for sign in _DISK_FULL):
+            raise
+        raise PrepareError(
+            f"no space left on device while writing {directory}: "
+            f"{_free(directory)} free there, {_free(Path(scratch))} free in Spark's scratch folder "
+            f"{scratch} (cluster.spark, key spark.local.dir); free some space and run again"
+        ) from error
+
+
+def _chain(error: BaseException | None) -> str:
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+def _free(folder: Path) -> str:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(existing).free / 2**20:,.0f} MiB"

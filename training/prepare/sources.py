@@ -1,0 +1,162 @@
+"""Read the configured tables with Spark, and note which version of them was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pyspark.errors import AnalysisException, ParseException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+
+from recsys.artifacts import SourceVersion
+from recsys.config import ConfigError, RunConfig, Source
+from recsys.schema import Feature
+from training.prepare.columns import Columns, Home, home_of, sources_of, verify
+from training.prepare.errors import PrepareError
+from training.prepare.values import feature_value, identifier, not_a_number
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of a run.
+
+    Attributes:
+        events: the click table, columns as in the source and derived.
+        items: `item`, `name` and `f_<feature>` of the candidate features it holds; one row an item.
+        users: `user` and `f_<feature>` of the query and context features it holds.
+        homes: by feature (histories aside): the table its values come from, or `role`.
+        versions: by table; the rows of events are counted later.
+    """
+
+    events: DataFrame
+    items: DataFrame | None
+    users: DataFrame | None
+    homes: dict[str, Home]
+    versions: dict[str, SourceVersion]
+
+
+def read_tables(spark: SparkSession, config: RunConfig) -> Tables:
+    """Read events, items and users and check their columns.
+
+    Raises:
+        ConfigError: a table cannot be read, or a mapped column is missing.
+        PrepareError: a number column of items or users holds something else.
+    """
+    sources = sources_of(config.data)
+    frames = {name: _read(spark, f"data.{name}", source) for name, source in sources.items()}
+    known = {name: Columns(tuple(f.columns), _uri(sources[name])) for name, f in frames.items()}
+    verify(config, known)
+    homes = {
+        feature.name: home_of(feature, config.data, known)
+        for feature in config.features
+        if feature.kind != "history"
+    }
+    versions = {name: _version(spark, source) for name, source in sources.items()}
+    entities: dict[str, DataFrame | None] = {"items": None, "users": None}
+    for table in entities.keys() & frames.keys():
+        entities[table], count = _entities(config, table, frames[table], homes)
+        versions[table] = versions[table].model_copy(update={"num_rows": count})
+        logger.info("data.%s: %d rows of %s", table, count, versions[table].uri)
+    return Tables(frames["events"], entities["items"], entities["users"], homes, versions)
+
+
+def _read(spark: SparkSession, key: str, source: Source) -> DataFrame:
+    try:
+        if source.query is not None:
+            frame = spark.sql(source.query.replace("{path}", source.path or ""))
+        elif source.table is not None:
+            frame = spark.read.options(**source.options).table(source.table)
+        else:
+            frame = spark.read.format(source.format).options(**source.options).load(source.path)
+    except (AnalysisException, ParseException) as error:
+        raise ConfigError(f"{key}: cannot read {_uri(source)}: {_first_line(error)}") from error
+    for name, expression in source.derive.items():
+        try:
+            frame = frame.withColumn(name, F.expr(expression))
+        except (AnalysisException, ParseException) as error:
+            raise ConfigError(f"{key}.derive.{name}: {_first_line(error)}") from error
+    return frame
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _uri(source: Source) -> str:
+    return source.table or source.path or (source.query or "").strip()
+
+
+def _version(spark: SparkSession, source: Source) -> SourceVersion:
+    """Say what was read: the Delta version, or a hash of file names and sizes."""
+    version = ""
+    if source.format == "delta" and source.path is not None:
+        history = spark.sql(f"DESCRIBE HISTORY delta.`{source.path}` LIMIT 1")
+        version = str(history.first()["version"])
+    elif source.path is not None:
+        # Columns other than `content` come from the listing: no file is opened.
+        reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
+        files = reader.load(source.path).select("path", "length").collect()
+        names = sorted((row["path"].rsplit("/", 1)[-1], row["length"]) for row in files)
+        version = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    return SourceVersion(uri=_uri(source), num_rows=0, version=version)
+
+
+def _entities(
+    config: RunConfig, table: str, frame: DataFrame, homes: Mapping[str, Home]
+) -> tuple[DataFrame, int]:
+    """Return one row per item or user with its features, and how many rows the table has."""
+    source = sources_of(config.data)[table]
+    key, role = ("item", "items") if table == "items" else ("user", "users")
+    features = [feature for feature in config.features if homes.get(feature.name) == role]
+    count = _check_numbers(f"data.{table}", frame, features)
+    if count == 0:
+        raise PrepareError(f"data.{table}: {_uri(source)} is empty; expected a row per {key}")
+    names = [F.lit(None).cast("string").alias("name")] if table == "items" else []
+    wanted = config.data.item_name
+    if names and wanted is not None and wanted in Columns(tuple(frame.columns), ""):
+        names = [identifier(frame, wanted, "data.item_name").alias("name")]
+    values = [
+        feature_value(frame, feature, f"data.{table}", "iso").alias(f"f_{feature.name}")
+        for feature in features
+    ]
+    own = identifier(frame, getattr(source, "key"), f"data.{table}.key").alias(key)  # noqa: B009
+    rows = frame.select(own, *names, *values).filter(F.col(key).isNotNull())
+    others = [name for name in rows.columns if name != key]
+    if not others:
+        return rows.distinct(), count
+    # A key that comes twice gets one of its rows, always the same one.
+    one = rows.groupBy(key).agg(F.min(F.struct(*others)).alias("row"))
+    return one.select(key, *(F.col("row")[name].alias(name) for name in others)), count
+
+
+def _check_numbers(key: str, frame: DataFrame, features: list[Feature]) -> int:
+    """Return the number of rows; refuse numbers that are none."""
+    numbers = [feature for feature in features if feature.kind == "number"]
+    checks = [F.count(F.lit(1))]
+    for feature in numbers:
+        wrong = not_a_number(frame, feature.source_column)
+        checks += [F.count(wrong), F.min(wrong)]
+    found = list(frame.agg(*checks).first())
+    for feature, num_wrong, example in zip(numbers, found[1::2], found[2::2], strict=True):
+        if num_wrong:
+            refuse_type(f"{key}, feature {feature.name!r}", feature.source_column, num_wrong, example)
+    return int(found[0])
+
+
+def refuse_type(key: str, name: str, num_wrong: int, example: str) -> None:
+    """Raise the error of a column that holds something else than numbers.
+
+    Raises:
+        PrepareError: always.
+    """
+    raise PrepareError(
+        f"{key}: wrong type: expected numbers in column {name!r}, but {num_wrong} values are none, "
+        f"such as {example!r}; convert it with `derive` or drop such rows with `data.cleaning.drop`"
+    )
+

@@ -1,0 +1,145 @@
+"""The MLflow run of a run folder: one per folder, found again after a restart."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.time import get_current_time_millis
+
+from recsys.config import Cluster, RunConfig
+
+_FOLDER_TAG = "recsys.run_dir"
+_PARAM_LIMIT = 6000
+_BATCH = 100
+
+
+class TrackingError(RuntimeError):
+    """The tracking server cannot be used; the message says which and what to do."""
+
+
+def tracking_uri(cluster: Cluster, run_dir: Path) -> str:
+    """URI of the tracking store: the configured one, else SQLite beside the run folders."""
+    if cluster.tracking_uri:
+        return cluster.tracking_uri
+    return f"sqlite:///{(run_dir.resolve().parent / 'mlflow.db')}"
+
+
+def check_reachable(uri: str, timeout: float = 3.0) -> None:
+    """Fail within seconds when a tracking server does not answer; MLflow would retry for minutes.
+
+    Raises:
+        TrackingError: nothing listens at the host and port of an http(s) URI.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout).close()
+    except OSError as error:
+        raise TrackingError(
+            f"cluster.tracking_uri={uri}: no MLflow server answers ({error}); start it, or leave "
+            "the key empty to track in SQLite beside the run folder"
+        ) from error
+
+
+class Tracker:
+    """Write to one MLflow run, by id: no global state, so any process may hold one."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self._client = MlflowClient(uri)
+
+    @classmethod
+    def open(cls, config: RunConfig, run_dir: Path) -> Tracker:
+        """Find the run of this folder, or create it.
+
+        A run that had failed is continued. Its tag is the folder, so a process that was killed
+        before it could note the run's id still finds it.
+
+        Raises:
+            TrackingError: the store cannot be reached or read.
+        """
+        uri = tracking_uri(config.cluster, run_dir)
+        check_reachable(uri)
+        # The store creates its tables through alembic, which announces each of them.
+        os.environ.setdefault("MLFLOW_ALEMBIC_LOG_LEVEL", "WARNING")
+        try:
+            run = _find_or_create(MlflowClient(uri), config, run_dir)
+        except MlflowException as error:
+            raise TrackingError(f"MLflow at {uri}: {error}") from error
+        tracker = cls(uri, run.info.run_id)
+        tracker.set_status("RUNNING")
+        return tracker
+
+    def log_config(self, config: RunConfig) -> None:
+        """Log every setting as a parameter, once."""
+        known = self._client.get_run(self.run_id).data.params
+        params = [
+            Param(key, value[:_PARAM_LIMIT])
+            for key, value in _flatten(config.model_dump(mode="json"))
+            if key not in known
+        ]
+        for start in range(0, len(params), _BATCH):
+            self._client.log_batch(self.run_id, params=params[start : start + _BATCH])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at a step; MLflow forbids `@` in names, so `ndcg@10` becomes `ndcg_at_10`."""
+        now = get_current_time_millis()
+        entries = [
+            Metric(name.replace("@", "_at_"), float(value), now, step)
+            for name, value in metrics.items()
+        ]
+        self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_artifact(self, file: Path, folder: str = "") -> None:
+        """Upload one file."""
+        self._client.log_artifact(self.run_id, str(file), folder or None)
+
+    def set_status(self, status: str) -> None:
+        """Set RUNNING, FINISHED or FAILED."""
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status=status)
+        else:
+            self._client.set_terminated(self.run_id, status)
+
+
+def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path) -> Run:
+    name = config.cluster.experiment
+    experiment = client.get_experiment_by_name(name)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment is not None
+        else client.create_experiment(name, artifact_location=_artifacts(config.cluster, run_dir))
+    )
+    folder = str(run_dir.resolve())
+    found = client.search_runs([experiment_id], f"tags.`{_FOLDER_TAG}` = '{folder}'", max_results=1)
+    if found:
+        return found[0]
+    return client.create_run(experiment_id, tags={_FOLDER_TAG: folder}, run_name=config.name)
+
+
+def _artifacts(cluster: Cluster, run_dir: Path) -> str | None:
+    # SQLite holds no files, and MLflow's default for them is the working directory.
+    if cluster.tracking_uri:
+        return None
+    return (run_dir.resolve().parent / "mlartifacts").as_uri()
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif value not in (None, [], {}):
+            # MLflow allows neither parentheses nor quotes in keys; drop reasons may hold any.
+            safe = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}{key}")
+            yield safe, str(value)
