@@ -34,7 +34,7 @@ format: $(VENV)/installed  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 
 constraints: $(VENV)/installed  ## resolve every dependency anew into constraints.txt
-	$(BIN)/uv pip compile setup.cfg --all-extras --python-version 3.11 --universal --upgrade \
+	$(BIN)/uv pip compile setup.cfg --all-extras --python-version 3.11 --upgrade --no-annotate \
 	  --no-header --output-file constraints.txt
 
 wheel: $(VENV)/installed  ## build the wheel into dist/

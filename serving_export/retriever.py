@@ -56,9 +56,7 @@ class Retriever(tf.Module):
     by popularity. With `exclude_seen`, items of the histories given are not returned either.
     """
 
-    def __init__(
-        self, towers: Any, index: SearchIndex, corpus: Corpus, data: PreparedData
-    ) -> None:
+    def __init__(self, towers: Any, index: SearchIndex, corpus: Corpus, data: PreparedData) -> None:
         super().__init__()
         self._schema: Schema = data.features
         self._exclude_seen = data.exclude_seen
@@ -92,7 +90,9 @@ class Retriever(tf.Module):
     def embed_query(self, /, **features: tf.Tensor) -> Tensors:
         """Embed raw query and context features as `embedding` `[batch, dim]`."""
         recent = {f.name: _recent(features[f.name], f.length) for f in self._schema.histories()}
-        return {"embedding": self._towers.signatures["embed_query"](**features | recent)["embedding"]}
+        return {
+            "embedding": self._towers.signatures["embed_query"](**features | recent)["embedding"]
+        }
 
     def embed_candidate(self, /, **features: tf.Tensor) -> Tensors:
         """Embed raw candidate features as `embedding` `[batch, dim]`."""
@@ -149,7 +149,9 @@ class Retriever(tf.Module):
     def _keys(self, rows: tf.Tensor) -> tf.Tensor:
         """A number for each pair of query and row; -1 for an unknown row."""
         query = tf.range(tf.shape(rows, tf.int64)[0])[:, tf.newaxis]
-        return tf.where(rows < 0, tf.constant(-1, tf.int64), query * self._size + tf.cast(rows, tf.int64))
+        return tf.where(
+            rows < 0, tf.constant(-1, tf.int64), query * self._size + tf.cast(rows, tf.int64)
+        )
 
 
 def _vocabulary_tables(data: PreparedData) -> dict[str, tf.lookup.StaticHashTable]:
@@ -176,9 +178,7 @@ def _recent(history: tf.Tensor, length: int) -> tf.Tensor:
     return values[:, -length:].to_tensor("", shape=[None, length])
 
 
-def _widened(
-    rows: tf.Tensor, scores: tf.Tensor, width: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _widened(rows: tf.Tensor, scores: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Fill up to `[batch, width]` with row 0 and score -inf."""
     missing = [[0, 0], [0, width - tf.shape(rows)[1]]]
     return tf.pad(rows, missing), tf.pad(scores, missing, constant_values=-np.inf)

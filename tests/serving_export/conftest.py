@@ -1,6 +1,6 @@
 """A tiny world: prepared data written by hand, towers that are looked up rather than trained."""
 
-import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.artifacts import Corpus, Examples, PreparedData, Statistics, TrainedModel, VocabularyFile
+from recsys.artifacts import (
+    Corpus,
+    Examples,
+    ExportedModel,
+    PreparedData,
+    Statistics,
+    TrainedModel,
+    VocabularyFile,
+)
 from recsys.config import RunConfig
 from recsys.features import raw_signature
 from recsys.schema import Feature
@@ -16,7 +24,6 @@ from serving_export.savedmodel import export
 
 DIM = 8
 NUM_ITEMS = 60
-NUM_KNOWN = 50
 FEATURES = (
     Feature(name="history", side="query", kind="history", of="item_id", length=5),
     Feature(name="member", side="query", kind="id", column="user"),
@@ -74,25 +81,163 @@ def _example(row) -> tf.train.Example:
 
 
 class Towers(tf.Module):
-    """Item vector, and the sum of those of history and user: lookups, so answers are predictable."""
+    """Lookups instead of training: an item is its vector, a query the sum of what it knows."""
 
-    def __init__(self, data: PreparedData, vectors) -> None:
+    def __init__(self, data: PreparedData, seed: int) -> None:
         super().__init__()
-        self.vectors = tf.Variable(vectors)
+        draw = np.random.default_rng(seed).normal
+        size = {name: file.size + 1 for name, file in data.vocabularies.items()}
+        self.vectors = {
+            name: tf.Variable(draw(size=(rows, DIM)).astype(np.float32))
+            for name, rows in size.items()
+        }
         self.tables = {
             name: tf.lookup.StaticHashTable(
                 tf.lookup.TextFileInitializer(
-                    str(data.directory / file.path), tf.string, 0, tf.int64, 1, delimiter="\n"
-                )
-                if False
-                else tf.lookup.TextFileInitializer(
                     str(data.directory / file.path),
                     tf.string,
                     tf.lookup.TextFileIndex.WHOLE_LINE,
                     tf.int64,
                     tf.lookup.TextFileIndex.LINE_NUMBER,
                 ),
-                default_value=NUM_ITEMS,
+                default_value=file.size,
             )
             for name, file in data.vocabularies.items()
         }
+
+    def vector(self, name, values):
+        return tf.gather(self.vectors[name], self.tables[name].lookup(values))
+
+    def embed_query(self, **raw):
+        present = tf.cast(raw["history"] != "", tf.float32)[..., tf.newaxis]
+        total = tf.reduce_sum(self.vector("item_id", raw["history"]) * present, axis=1)
+        basket = tf.where(tf.math.is_nan(raw["basket"]), 0.0, raw["basket"])
+        total += self.vector("member", raw["member"]) + self.vector("country", raw["country"])
+        return {"embedding": total + 0.01 * basket[:, tf.newaxis]}
+
+    def embed_candidate(self, **raw):
+        return {"embedding": self.vector("item_id", raw["item_id"]) + 0.1 * raw["price"][:, None]}
+
+
+def write_data(directory: Path, num_items: int = NUM_ITEMS, exclude_seen: bool = False):
+    """Items that fall in popularity; the last ten are in no vocabulary."""
+    known = num_items - 10
+    random = np.random.default_rng(7)
+    vocabularies = {
+        "item_id": [item(row) for row in range(known)],
+        "member": [f"user {n}" for n in range(6)],
+        "country": ["dk", "de"],
+    }
+    for name, values in vocabularies.items():
+        (directory / "vocabularies").mkdir(parents=True, exist_ok=True)
+        (directory / f"vocabularies/{name}.txt").write_text("\n".join(values) + "\n")
+    counts = [max(known - row, 0) for row in range(num_items)]
+    write_records(
+        directory / "corpus/part-00000.tfrecord",
+        [
+            {"item": item(r), "name": f"name {r}", "count": c, "labels": c, "item_id": item(r)}
+            | {"price": r / num_items}
+            for r, c in enumerate(counts)
+        ],
+    )
+    write_records(
+        directory / "test/part-00000.tfrecord",
+        [
+            {
+                "user": f"user {n}",
+                "label": item(n),
+                "history": [item(r) for r in random.integers(0, num_items, n % 6)],
+                "member": f"user {n}",
+                "country": ["dk", "de", "fr"][n % 3],
+                "basket": float(n),
+            }
+            for n in range(40)
+        ],
+    )
+    features = run_config().schema_
+    empty = Examples(path="none", num_examples=0, num_files=0)
+    return PreparedData(
+        directory=directory,
+        features=features,
+        fingerprint=features.fingerprint,
+        train=empty,
+        validation=empty,
+        test=Examples(path="test", num_examples=40, num_files=1),
+        corpus=Corpus(path="corpus", num_items=num_items, num_warm=known),
+        users="users",
+        num_users=0,
+        vocabularies={
+            name: VocabularyFile(path=f"vocabularies/{name}.txt", size=len(values), oov=1)
+            for name, values in vocabularies.items()
+        },
+        statistics={"basket": Statistics(mean=0, std=1), "price": Statistics(mean=0, std=1)},
+        cleaning={},
+        sources={},
+        exclude_seen=exclude_seen,
+    ).save()
+
+
+def write_model(data: PreparedData, directory: Path, seed: int = 3) -> TrainedModel:
+    towers = Towers(data, seed)
+    signatures = {
+        name: tf.function(embed).get_concrete_function(**raw_signature(features))
+        for name, embed, features in (
+            ("embed_query", towers.embed_query, data.features.query),
+            ("embed_candidate", towers.embed_candidate, data.features.candidate),
+        )
+    }
+    tf.saved_model.save(towers, str(directory / "towers"), signatures=signatures)
+    return TrainedModel(
+        directory=directory,
+        towers="towers",
+        features=data.features,
+        embedding_dim=DIM,
+        best_epoch=1,
+        monitor="ndcg@20",
+        curves={},
+        mlflow_run_id=None,
+        versions={},
+    ).save()
+
+
+def ask(model, histories, k=5, exclusions=None, member=None):
+    """Call `recommend` with the histories given; every other feature is missing."""
+    batch = len(histories)
+    width = max([len(h) for h in histories], default=0)
+    exclusions = exclusions or [[] for _ in histories]
+    most = max([len(e) for e in exclusions], default=0)
+    answer = model.signatures["recommend"](
+        history=_dense(histories, width),
+        member=tf.constant(member or [""] * batch, tf.string),
+        country=tf.constant([""] * batch, tf.string),
+        basket=tf.constant([float("nan")] * batch, tf.float32),
+        clicked_at=tf.constant([-1] * batch, tf.int64),
+        k=tf.constant(k),
+        exclusions=_dense(exclusions, most),
+    )
+    ids = [[i.decode() for i in row] for row in answer["ids"].numpy()]
+    return ids, answer["scores"].numpy()
+
+
+def _dense(lists, width):
+    padded = [list(values) + [""] * (width - len(values)) for values in lists]
+    return tf.reshape(tf.constant(padded, tf.string), [len(lists), width])
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Exported once; then the folders it was made from are deleted and the export is moved."""
+    root = tmp_path_factory.mktemp("world")
+    config, data = run_config(), write_data(root / "data")
+    model = write_model(data, root / "model")
+    exported = export(config, data, model, root / "made" / "export")
+    (root / "moved").mkdir()
+    (root / "made" / "export").rename(root / "moved" / "export")
+    for folder in ("data", "model", "made"):
+        shutil.rmtree(root / folder)
+    exported = ExportedModel.load(root / "moved" / "export")
+    models = {
+        name: tf.saved_model.load(str(exported.directory / path))
+        for name, path in exported.variants.items()
+    }
+    return SimpleNamespace(config=config, exported=exported, models=models)

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from recsys.artifacts import SourceVersion
 from recsys.config import ConfigError, RunConfig, Source
-from recsys.schema import Feature
+from recsys.schema import Feature, Schema
 from training.prepare.columns import Columns, Home, home_of, sources_of, verify
 from training.prepare.errors import PrepareError
 from training.prepare.values import feature_value, identifier, not_a_number
@@ -140,13 +140,30 @@ def _check_numbers(key: str, frame: DataFrame, features: list[Feature]) -> int:
     numbers = [feature for feature in features if feature.kind == "number"]
     checks = [F.count(F.lit(1))]
     for feature in numbers:
-        wrong = not_a_number(frame, feature.source_column)
+        wrong = not_a_number(feature.source_column)
         checks += [F.count(wrong), F.min(wrong)]
     found = list(frame.agg(*checks).first())
     for feature, num_wrong, example in zip(numbers, found[1::2], found[2::2], strict=True):
         if num_wrong:
             refuse_type(f"{key}, feature {feature.name!r}", feature.source_column, num_wrong, example)
     return int(found[0])
+
+
+def attach_features(events: DataFrame, tables: Tables, schema: Schema) -> DataFrame:
+    """Add what events need of the other tables: users' features, and items' that have vocabularies.
+
+    Vocabularies count in events, and a history may list a column of the item table.
+    """
+    for table, key, frame in (("items", "item", tables.items), ("users", "user", tables.users)):
+        names = [
+            f"f_{feature.name}"
+            for feature in schema.features
+            if tables.homes.get(feature.name) == table
+            and (table == "users" or feature.has_vocabulary)
+        ]
+        if frame is not None and names:
+            events = events.join(frame.select(key, *names), key, "left")
+    return events
 
 
 def refuse_type(key: str, name: str, num_wrong: int, example: str) -> None:

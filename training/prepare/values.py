@@ -14,6 +14,9 @@ from recsys.schema import Feature
 #: Java regular expression of what would break a line of a vocabulary file in some reader.
 LINE_BREAK = r"[\n\r\x0B\x0C\x1C-\x1E\x{85}\x{2028}\x{2029}]"
 
+#: Spark's type of each `Feature.dtype`.
+SPARK_TYPES = {"string": "string", "float": "float", "int64": "bigint"}
+
 # Years 1 to 9999: what Python's datetime can hold.
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
 
@@ -46,17 +49,17 @@ def identifier(frame: DataFrame, name: str, key: str) -> Column:
     return F.when(F.trim(text) != "", text)
 
 
-def number(frame: DataFrame, name: str) -> Column:
+def number(name: str) -> Column:
     """Return a double; null where the value is missing, NaN, infinite or no number."""
     value = column(name).try_cast("double")
     return F.when(~F.isnan(value) & (F.abs(value) != float("inf")), value)
 
 
-def not_a_number(frame: DataFrame, name: str) -> Column:
+def not_a_number(name: str) -> Column:
     """Return the text of a value that should be a number and is none, else null."""
     raw = column(name).cast("string")
     missing = (F.trim(raw) == "") | (F.lower(F.trim(raw)) == "nan")
-    return F.when(number(frame, name).isNull() & ~missing, raw)
+    return F.when(number(name).isNull() & ~missing, raw)
 
 
 def microseconds(frame: DataFrame, name: str, time_format: str) -> Column:
@@ -84,7 +87,7 @@ def feature_value(frame: DataFrame, feature: Feature, key: str, time_format: str
     """Return the value of a feature in Spark's type for its dtype."""
     name = feature.source_column
     if feature.dtype == "float":
-        return number(frame, name)
+        return number(name)
     if feature.dtype == "int64":
         return microseconds(frame, name, time_format)
     return identifier(frame, name, key)

@@ -68,11 +68,9 @@ def data_files(text: str | None) -> tuple[list[Path], list[Path]]:
         TFRecordError: nothing is there, a directory has neither data nor a schema, or a
             directory has subdirectories.
     """
-    path = local_path(text)
-    if path.exists() or not glob.has_magic(str(path)):
-        chosen = [_standing_in_for(path)]
-    else:
-        chosen = _expand(path)
+    asked = local_path(text)
+    literal = asked.exists() or not glob.has_magic(str(asked))
+    chosen = [_standing_in_for(asked)] if literal else _expand(asked)
     directories = {path if path.is_dir() else path.parent for path in chosen}
     visible = {directory: visible_files(directory) for directory in directories}
     files = set[Path]()
@@ -81,8 +79,8 @@ def data_files(text: str | None) -> tuple[list[Path], list[Path]]:
             files.update(_all_of(path, visible[path]))
         elif path in visible[path.parent]:
             files.add(path)
-        else:
-            raise _missing(path)
+    if not files and not any(path.is_dir() for path in chosen):
+        raise _missing(asked)
     return sorted(directories), sorted(files)
 
 

@@ -106,7 +106,9 @@ def test_every_flipped_bit_is_found(tmp_path):
         with pytest.raises(TFRecordError, match="corrupt") as error:
             contents(path)
         where = 0 if at < 16 else 16
-        assert f"{path}: corrupt TFRecord: record {where // 16} at byte {where}:" in str(error.value)
+        assert f"{path}: corrupt TFRecord: record {where // 16} at byte {where}:" in str(
+            error.value
+        )
         found += 1
     assert found == len(whole)
 
@@ -142,7 +144,9 @@ def test_wrong_feature_names_file_record_and_offset(tmp_path):
     with pytest.raises(TFRecordError) as error:
         list(decode_file(path, pa.schema([("a", pa.int64())])))
     offset = len(first[0].as_py()) + 16
-    assert f"{path}: record 1 at byte {offset}: feature 'a': expected int64_list" in str(error.value)
+    assert f"{path}: record 1 at byte {offset}: feature 'a': expected int64_list" in str(
+        error.value
+    )
 
 
 def test_full_disk_names_the_file_and_leaves_nothing(tmp_path):

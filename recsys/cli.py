@@ -1,0 +1,199 @@
+"""The `recsys` command: each step on its own, or all of them as one run.
+
+Heavy packages are imported inside the commands, so that `recsys --help` and a misspelt key answer
+at once. This is the only module that sees both `training` and `serving_export`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import recsys
+from recsys.config import ConfigError, RunConfig, load_config
+from recsys.pipeline import STEPS, Run
+from recsys.run_folder import RunFolder
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Recommenders from a click table: prepare, fit, evaluate, export, register, promote.",
+)
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", help="YAML file, or the name of a ready config")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="override a key: --set train.epochs=3 (repeatable)")
+]
+RunDirOption = Annotated[Path, typer.Option("--run-dir", help="folder of a started run")]
+NewRunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", help="folder of the run; runs/<name> when not given")
+]
+NO_OVERRIDES: list[str] = []
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    overrides: SetOption = NO_OVERRIDES,
+    run_dir: NewRunDirOption = None,
+) -> None:
+    """Do all steps, skip those that are finished, and show what came out."""
+    started = start_run(config, overrides, run_dir)
+    for step in STEPS:
+        started.do(step)
+    started.finish()
+    typer.echo(started.summary())
+
+
+@app.command()
+def prepare(
+    config: ConfigOption,
+    overrides: SetOption = NO_OVERRIDES,
+    run_dir: NewRunDirOption = None,
+) -> None:
+    """Turn the click table into examples, corpus and vocabularies."""
+    start_run(config, overrides, run_dir).do("prepare", again=True)
+
+
+@app.command()
+def fit(run_dir: RunDirOption) -> None:
+    """Train the towers; a training that was killed goes on where it stopped."""
+    _continue(run_dir).do("fit", again=True)
+
+
+@app.command()
+def evaluate(run_dir: RunDirOption) -> None:
+    """Measure the model on the test window beside the baselines."""
+    _continue(run_dir).do("evaluate", again=True)
+
+
+@app.command()
+def export(run_dir: RunDirOption) -> None:
+    """Write the SavedModels with their index, and compare them in a fresh process."""
+    _continue(run_dir).do("export", again=True)
+
+
+@app.command()
+def register(run_dir: RunDirOption) -> None:
+    """Make the exported model a version in the MLflow registry."""
+    _continue(run_dir).do("register", again=True)
+
+
+@app.command()
+def promote(run_dir: RunDirOption) -> None:
+    """Make the version the champion, if it beats the baselines and the present champion."""
+    _continue(run_dir).do("promote", again=True)
+
+
+@app.command()
+def score(run_dir: RunDirOption) -> None:
+    """Recommend to all users with the champion, in Spark."""
+    _continue(run_dir).do("score", again=True)
+
+
+@app.command()
+def summary(run_dir: RunDirOption) -> None:
+    """Show what a run has brought so far."""
+    typer.echo(_continue(run_dir).summary())
+
+
+@app.command()
+def recommend(
+    run_dir: RunDirOption,
+    user: Annotated[str, typer.Option(help="user id, as in the click table")],
+    k: Annotated[int, typer.Option(help="number of items")] = 10,
+    alias: Annotated[str, typer.Option(help="registered alias to ask")] = "champion",
+) -> None:
+    """Ask a registered model what it recommends to one user."""
+    typer.echo(_continue(run_dir).recommend(user, k, alias))
+
+
+@app.command()
+def configs(
+    name: Annotated[str | None, typer.Argument(help="print this one")] = None,
+) -> None:
+    """List the ready configs, or print one: `recsys configs template > mine.yaml`."""
+    if name is None:
+        for file in _ready_configs():
+            first_line = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            typer.echo(f"{file.stem:20} {first_line}\n{'':20} {file}")
+        return
+    typer.echo(_config_file(name).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"clickstream-recommender {recsys.__version__}")
+
+
+def main() -> None:
+    """Run the command; a known error is one clear message and exit code 1, anything else a trace.
+
+    Returns instead of exiting on success: a scheduled wheel task takes SystemExit for a failure.
+    """
+    _quiet_logging()
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        typer.echo(f"recsys: {message}", err=True)
+        sys.exit(1)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether the message alone tells a user what to do: our errors and wrong usage."""
+    modules = ("recsys.", "training.", "serving_export.", "typer.", "click.")
+    return f"{type(error).__module__}.".startswith(modules)
+
+
+def start_run(config: str, overrides: list[str], run_dir: Path | None) -> Run:
+    """Open a new run, or an existing one with the same config, after checking what it needs."""
+    settings: RunConfig = load_config(_config_file(config), overrides)
+    folder = RunFolder(run_dir or Path("runs") / settings.name)
+    started = Run(folder, settings)
+    started.preflight()
+    folder.freeze(settings)
+    return started
+
+
+def _continue(run_dir: Path) -> Run:
+    folder = RunFolder(run_dir)
+    return Run(folder, folder.config())
+
+
+def _ready_configs() -> list[Path]:
+    return sorted(Path(str(files("training") / "configs")).glob("*.yaml"))
+
+
+def _config_file(name: str) -> Path:
+    ready = {file.stem: file for file in _ready_configs()}
+    if name in ready and not Path(name).is_file():
+        return ready[name]
+    if not Path(name).is_file() and not name.endswith((".yaml", ".yml")):
+        raise ConfigError(f"no config {name!r}: give a YAML file, or one of {', '.join(ready)}")
+    return Path(name)
+
+
+def _quiet_logging() -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"
+    )
+    for package in ("recsys", "training", "serving_export"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    for noisy in ("absl", "tensorflow", "mlflow", "alembic", "py4j"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+

@@ -1,0 +1,106 @@
+"""What a model has to show before it replaces the champion: comparisons with their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.artifacts import ArtifactError, Estimate, EvaluationReport
+from recsys.bootstrap import paired_lift
+from recsys.config import RunConfig
+from recsys.metrics import per_query
+
+#: Baselines that count clicks. ALS is a model of its own: reported, but it does not gate.
+COUNTING_BASELINES = ("popularity", "last_viewed", "markov", "covisitation")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A relative lift beside the least one that is asked for."""
+
+    rival: str
+    metric: str
+    lift: Estimate
+    least: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the lift suffices."""
+        return self.lift.value >= self.least
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} {self.lift.value:+.1%} over {self.rival} "
+            f"(interval {self.lift.low:+.1%} to {self.lift.high:+.1%}; "
+            f"{'passes' if self.holds else 'fails'}, at least {self.least:+.1%} is asked for)"
+        )
+
+
+def against_baselines(config: RunConfig, report: EvaluationReport) -> list[Comparison]:
+    """Compare with each counting baseline that was evaluated.
+
+    Raises:
+        ArtifactError: none was, or the report lacks the metric of the gate.
+    """
+    gate = config.registry.gate
+    rivals = [name for name in COUNTING_BASELINES if name in report.lifts]
+    if not rivals:
+        raise ArtifactError(
+            f"the evaluation holds none of the baselines that gate a promotion: add one of "
+            f"{list(COUNTING_BASELINES)} to evaluation.baselines and run `recsys evaluate` again"
+        )
+    return [
+        Comparison(
+            name, gate.metric, _lift(report, name, gate.metric), gate.min_lift_over_baselines
+        )
+        for name in rivals
+    ]
+
+
+def against_champion(
+    config: RunConfig, report: EvaluationReport, champion: EvaluationReport, version: str
+) -> Comparison:
+    """Compare with the champion, query by query.
+
+    Raises:
+        ArtifactError: the reports are not about the same queries.
+    """
+    gate = config.registry.gate
+    users, labels, ranks = _ranks(report)
+    their_users, their_labels, their_ranks = _ranks(champion)
+    same = np.array_equal(users, their_users) and np.array_equal(labels, their_labels)
+    if not same or report.data_fingerprint != champion.data_fingerprint:
+        raise ArtifactError(
+            f"{report.directory} and {champion.directory} evaluate different queries: the "
+            f"champion must be evaluated on the test window of this run; "
+            f"run `recsys promote` again with both reports of one run"
+        )
+    k = int(gate.metric.split("@")[1])
+    lift = paired_lift(
+        per_query(ranks, [k])[gate.metric],
+        per_query(their_ranks, [k])[gate.metric],
+        users,
+        samples=config.evaluation.bootstrap_samples,
+        confidence=config.evaluation.confidence,
+        seed=config.seed,
+    )
+    rival = f"champion version {version}"
+    return Comparison(rival, gate.metric, lift, gate.min_lift_over_champion)
+
+
+def _lift(report: EvaluationReport, baseline: str, metric: str) -> Estimate:
+    try:
+        return report.lifts[baseline][metric]
+    except KeyError:
+        raise ArtifactError(
+            f"the evaluation lacks {metric} over {baseline}: registry.gate.metric must be one of "
+            f"{sorted(report.lifts[baseline])}"
+        ) from None
+
+
+def _ranks(report: EvaluationReport) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    with np.load(report.directory / report.per_query) as arrays:
+        return arrays["user"], arrays["label"], arrays["rank_model"]

@@ -1,0 +1,113 @@
+"""The file that MLflow logs with the model ("models from code"); it imports nothing of ours.
+
+Inputs, their types and shapes are read from the contract inside the SavedModel.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 1024
+_DEFAULT_K = 20
+
+
+class Recommender(mlflow.pyfunc.PythonModel):
+    """Recommendations for a table of queries, one row each."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the `scann` variant, or `exact` where ScaNN's ops cannot be loaded."""
+        folder = Path(context.artifacts["scann"])
+        try:
+            # Importing registers the ops; without them the SavedModel does not load.
+            from scann.scann_ops.py import scann_ops  # noqa: F401
+        except (ImportError, tf.errors.NotFoundError) as error:
+            logger.warning("ScaNN is not available (%s): searching exactly, which is slower", error)
+            folder = Path(context.artifacts["exact"])
+        contract = json.loads((folder / "assets.extra" / "contract.json").read_text("utf-8"))
+        self._inputs = contract["signatures"]["recommend"]["inputs"]
+        self._model = tf.saved_model.load(str(folder))
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Recommend items for every row.
+
+        Args:
+            context: not used.
+            model_input: columns by feature name, and `exclusions` (lists of item ids). Absent
+                columns and missing values stand for "unknown": "", NaN, -1, an empty list.
+            params: `k`, the number of items wanted.
+
+        Returns:
+            `ids` (lists of str) and `scores` (lists of float), best first. A list is shorter than
+            k where fewer candidates are left.
+        """
+        k = int((params or {}).get("k", _DEFAULT_K))
+        parts = [
+            self._answer(model_input.iloc[start : start + _BATCH], k)
+            for start in range(0, max(len(model_input), 1), _BATCH)
+        ]
+        return pd.concat(parts)
+
+    def _answer(self, frame: pd.DataFrame, k: int) -> pd.DataFrame:
+        request = {
+            name: tf.constant(_column(frame, name, spec))
+            for name, spec in self._inputs.items()
+            if name != "k"
+        }
+        answer = self._model.signatures["recommend"](k=tf.constant(k, tf.int32), **request)
+        scores = answer["scores"].numpy()
+        filled = np.isfinite(scores).sum(axis=1)
+        return pd.DataFrame(
+            {
+                "ids": [
+                    [item.decode() for item in row[:n]]
+                    for row, n in zip(answer["ids"].numpy(), filled, strict=True)
+                ],
+                "scores": [row[:n].tolist() for row, n in zip(scores, filled, strict=True)],
+            },
+            index=frame.index,
+        )
+
+
+def _column(frame: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """One input as an array, `[rows]` or `[rows, longest list]`, missing values filled."""
+    cells = frame[name] if name in frame else pd.Series([None] * len(frame))
+    if len(spec["shape"]) > 1:
+        return _padded([_items(cell) for cell in cells])
+    if spec["dtype"] == "float32":
+        return pd.to_numeric(cells).to_numpy(np.float32, na_value=np.nan)
+    if spec["dtype"] == "int64":
+        return pd.to_numeric(cells).fillna(-1).to_numpy(np.int64)
+    return np.array(["" if pd.isna(cell) else _text(cell) for cell in cells], object)
+
+
+def _items(cell: Any) -> list[str | bytes]:
+    if cell is None or isinstance(cell, float):
+        return []
+    return [_text(value) for value in cell if value is not None]
+
+
+def _text(value: Any) -> str | bytes:
+    return value if isinstance(value, bytes) else str(value)
+
+
+def _padded(lists: Sequence[list[str | bytes]]) -> np.ndarray[Any, Any]:
+    padded = np.full([len(lists), max(map(len, lists), default=0)], "", object)
+    for row, values in zip(padded, lists, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+mlflow.models.set_model(Recommender())

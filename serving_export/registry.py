@@ -1,0 +1,283 @@
+"""Models in the MLflow registry: register, gate, promote by alias, find again.
+
+A version is always addressed by what created it, by its digest, or by an alias; never as "the
+newest". Every function can be killed and repeated. Works on the tracking store that `connect` set.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import DataType, ParamSchema, ParamSpec
+from mlflow.types.schema import Array, ColSpec
+from mlflow.types.schema import Schema as ColumnSchema
+
+from recsys.artifacts import (
+    ArtifactError,
+    EvaluationReport,
+    ExportedModel,
+    Promotion,
+    RegisteredModel,
+)
+from recsys.config import RunConfig
+from recsys.schema import Feature, Schema
+from serving_export.gate import against_baselines, against_champion
+from serving_export.staging import replaced
+
+logger = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+_PYFUNC = Path(__file__).with_name("pyfunc.py")
+_PINNED = ("mlflow", "numpy", "pandas", "scann", "tensorflow")
+_COLUMN_TYPES = {"string": DataType.string, "float": DataType.double, "int64": DataType.long}
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+#: Unity Catalog allows neither dots nor slashes in keys, and 256 characters in values.
+_TAG_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: str
+
+    @property
+    def uri(self) -> str:
+        """Address for MLflow, `models:/name/version`."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def connect(tracking_uri: str) -> None:
+    """Let all later calls work on this store; a server that is gone fails in seconds, not minutes.
+
+    MLflow repeats a request 7 times with growing waits; two are enough here, unless
+    `MLFLOW_HTTP_REQUEST_MAX_RETRIES` says otherwise.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    mlflow.set_tracking_uri(tracking_uri)
+
+
+def resolve(reference: str) -> ModelVersion:
+    """Find a version: `name`, `name@alias` or `name/version`, `models:/` before it or not.
+
+    A name alone means its champion.
+
+    Raises:
+        ArtifactError: there is no such model, alias or version.
+    """
+    name, _, alias = reference.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    client = MlflowClient()
+    try:
+        if number:
+            found = client.get_model_version(name, number)
+        else:
+            found = client.get_model_version_by_alias(name, alias or CHAMPION)
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            raise
+        raise ArtifactError(
+            f"the registry at {mlflow.get_registry_uri()} has no {reference!r}: {error.message} "
+            f"(a version becomes {CHAMPION} by `recsys promote`, if it passes the gate; "
+            f"promotion/manifest.json of a run holds the reasons)"
+        ) from error
+    return ModelVersion(name, str(found.version))
+
+
+def download(model: ModelVersion, directory: Path, part: str = "") -> Path:
+    """Copy a version, or a `part` of it such as `artifacts/exact`, to `directory`; once."""
+    if not directory.is_dir():
+        with replaced(directory) as folder:
+            fetched = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{model.uri}/{part}".rstrip("/"), dst_path=str(folder / "fetched")
+            )
+            _lift_up(Path(fetched), folder)
+    return directory
+
+
+def register(
+    config: RunConfig, exported: ExportedModel, report: EvaluationReport, run_id: str,
+    directory: Path,
+) -> RegisteredModel:  # fmt: skip
+    """Log the export to its run, make it a version of the model, call it challenger.
+
+    Repeated for the same export and run, it finds the version it made.
+    """
+    name = config.registry.model
+    found = _find(name, exported.digest, run_id) or _create(name, exported, report, run_id)
+    MlflowClient().set_registered_model_alias(name, CHALLENGER, found.version)
+    return RegisteredModel(
+        directory=directory,
+        name=name,
+        model_version=found.version,
+        uri=found.uri,
+        run_id=run_id,
+    ).save()
+
+
+def champion(config: RunConfig, directory: Path) -> tuple[str, Path] | None:
+    """Version of the champion and a local copy of its exact SavedModel; None without champion."""
+    try:
+        found = resolve(f"{config.registry.model}@{CHAMPION}")
+    except ArtifactError:
+        return None
+    copy = directory / f"{found.name}-{found.version}-exact"
+    return found.version, download(found, copy, "artifacts/exact")
+
+
+def promote(
+    config: RunConfig, registered: RegisteredModel, report: EvaluationReport,
+    champion_report: EvaluationReport | None, directory: Path,
+) -> Promotion:  # fmt: skip
+    """Make the version champion if it beats the counting baselines and the present champion.
+
+    The decision and its reasons are kept as tags of the version before the alias moves, so that a
+    repeated call tells the same story.
+
+    Args:
+        config: `registry.gate` says by how much.
+        registered: the version to judge.
+        report: its evaluation.
+        champion_report: evaluation of the present champion on the same queries.
+        directory: of the manifest.
+
+    Raises:
+        ArtifactError: the reports cannot be compared, or lack what the gate asks for.
+    """
+    client = MlflowClient()
+    candidate = ModelVersion(registered.name, registered.model_version)
+    present = _present_champion(registered.name)
+    if present == candidate.version:
+        previous, reasons = _recall_decision(client, candidate)
+        promoted = True
+    else:
+        previous = present
+        promoted, reasons = _judge(config, report, champion_report, present)
+        _remember_decision(client, candidate, promoted, previous, reasons)
+        if promoted:
+            client.set_registered_model_alias(candidate.name, CHAMPION, candidate.version)
+    logger.info("%s %s: %s", candidate.uri, "promoted" if promoted else "refused", reasons)
+    return Promotion(
+        directory=directory,
+        name=candidate.name,
+        alias=CHAMPION,
+        promoted=promoted,
+        previous_version=previous,
+        model_version=candidate.version,
+        reasons=reasons,
+    ).save()
+
+
+def _judge(
+    config: RunConfig, report: EvaluationReport, champion_report: EvaluationReport | None,
+    present: str | None,
+) -> tuple[bool, list[str]]:  # fmt: skip
+    comparisons = against_baselines(config, report)
+    if present is None:
+        first = ["there was no champion to compare with"]
+        return all(c.holds for c in comparisons), [*map(str, comparisons), *first]
+    if champion_report is None:
+        unknown = f"champion version {present} was not evaluated on this window, so it stays"
+        return False, [*map(str, comparisons), unknown]
+    comparisons.append(against_champion(config, report, champion_report, present))
+    return all(c.holds for c in comparisons), list(map(str, comparisons))
+
+
+def _present_champion(name: str) -> str | None:
+    try:
+        return resolve(f"{name}@{CHAMPION}").version
+    except ArtifactError:
+        return None
+
+
+def _remember_decision(
+    client: MlflowClient, model: ModelVersion, promoted: bool, previous: str | None,
+    reasons: list[str],
+) -> None:  # fmt: skip
+    tags = {f"gate_reason_{n}": reason for n, reason in enumerate(reasons)}
+    tags |= {"gate_promoted": str(promoted).lower(), "gate_previous_version": previous or ""}
+    for key, value in tags.items():
+        client.set_model_version_tag(model.name, model.version, key, value[:_TAG_LENGTH])
+
+
+def _recall_decision(client: MlflowClient, model: ModelVersion) -> tuple[str | None, list[str]]:
+    tags = client.get_model_version(model.name, model.version).tags
+    keys = sorted(key for key in tags if key.startswith("gate_reason_"))
+    reasons = [tags[key] for key in keys] or ["it was made champion by hand"]
+    return tags.get("gate_previous_version") or None, reasons
+
+
+def _find(name: str, digest: str, run_id: str) -> ModelVersion | None:
+    client = MlflowClient()
+    for found in client.search_model_versions(f"name='{name}'"):
+        # Unity Catalog leaves tags out of search results.
+        if found.run_id == run_id and found.status == "READY":
+            tags = client.get_model_version(name, found.version).tags
+            if tags.get("digest") == digest:
+                return ModelVersion(name, str(found.version))
+    return None
+
+
+def _create(
+    name: str, exported: ExportedModel, report: EvaluationReport, run_id: str
+) -> ModelVersion:
+    tags = {"digest": exported.digest, "schema_fingerprint": exported.fingerprint} | {
+        metric.replace("@", "_at_"): f"{estimate.value:.6g}"
+        for metric, estimate in report.model.items()
+    }
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="recommender",
+            python_model=str(_PYFUNC),
+            artifacts={n: str(exported.directory / p) for n, p in exported.variants.items()},
+            signature=_signature(exported.features),
+            input_example=(_example(exported.features), {"k": 5}),
+            pip_requirements=[f"{name}=={installed_version(name)}" for name in _PINNED],
+        )
+    # With its tags from the first moment, so that a repeated call cannot miss it.
+    created = mlflow.register_model(logged.model_uri, name, tags=tags)
+    return ModelVersion(name, str(created.version))
+
+
+def _signature(schema: Schema) -> ModelSignature:
+    columns = [ColSpec(_column_type(f), f.name, required=False) for f in schema.query]
+    columns.append(ColSpec(Array(DataType.string), "exclusions", required=False))
+    return ModelSignature(
+        inputs=ColumnSchema(columns),
+        outputs=ColumnSchema(
+            [ColSpec(Array(DataType.string), "ids"), ColSpec(Array(DataType.double), "scores")]
+        ),
+        params=ParamSchema([ParamSpec("k", DataType.long, 20)]),
+    )
+
+
+def _column_type(feature: Feature) -> Any:
+    column_type = _COLUMN_TYPES[feature.dtype]
+    return Array(column_type) if feature.is_list else column_type
+
+
+def _example(schema: Schema) -> pd.DataFrame:
+    """A query of which nothing is known."""
+    unknown: dict[str, Any] = {"string": "", "float": 0.0, "int64": -1}
+    row = {f.name: [[""]] if f.is_list else [unknown[f.dtype]] for f in schema.query}
+    return pd.DataFrame(row | {"exclusions": [[""]]})
+
+
+def _lift_up(inner: Path, folder: Path) -> None:
+    for path in inner.iterdir():
+        path.rename(folder / path.name)
+    shutil.rmtree(folder / "fetched")

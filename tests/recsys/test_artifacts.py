@@ -1,0 +1,45 @@
+import pytest
+
+from recsys.artifacts import ArtifactError, Promotion, RegisteredModel, write_atomically
+
+
+def registered(directory):
+    return RegisteredModel(
+        directory=directory, name="shop", model_version="3", uri="models:/shop/3", run_id="r"
+    )
+
+
+def test_round_trip_and_the_folder_can_be_moved(tmp_path):
+    saved = registered(tmp_path / "old").save()
+    (tmp_path / "old").rename(tmp_path / "new")
+    loaded = RegisteredModel.load(tmp_path / "new")
+    assert loaded.directory == tmp_path / "new"
+    assert loaded.model_dump() == saved.model_dump()
+
+
+def test_an_unfinished_step_says_which_command_to_run(tmp_path):
+    assert not RegisteredModel.exists(tmp_path)
+    with pytest.raises(ArtifactError, match="run `recsys register` first"):
+        RegisteredModel.load(tmp_path)
+
+
+def test_a_manifest_of_another_step_is_refused(tmp_path):
+    registered(tmp_path).save()
+    with pytest.raises(ArtifactError, match="is not a manifest of `promote`"):
+        Promotion.load(tmp_path)
+
+
+def test_a_manifest_of_a_later_format_is_refused(tmp_path):
+    registered(tmp_path).save()
+    file = tmp_path / "manifest.json"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ArtifactError, match="version"):
+        RegisteredModel.load(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "state.json"
+    write_atomically(file, "good")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(file, "bad \udcff")
+    assert file.read_text() == "good"

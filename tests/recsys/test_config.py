@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import training
+from recsys.config import ConfigError, RunConfig, load_config
+
+CONFIGS = sorted(Path(training.__file__).parent.glob("configs/*.yaml"))
+BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks" / "configs").glob("*.yaml"))
+MINIMAL = """
+name: shop
+data:
+  events:
+    path: clicks.csv
+    format: csv
+    columns: {user: u, item: i, time: t}
+  split: {kind: time, validation_days: 1, test_days: 1}
+features:
+  - {name: history, side: query, kind: history, of: item_id}
+  - {name: item_id, side: candidate, kind: id, column: item}
+registry: {model: shop}
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def test_every_shipped_config_is_valid():
+    assert len(CONFIGS) >= 2
+    assert len(BENCHMARKS) >= 3
+    for file in [*CONFIGS, *BENCHMARKS]:
+        assert load_config(file).name
+
+
+def test_round_trip_through_json(minimal):
+    config = load_config(minimal)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_overrides_win_and_lists_can_be_given(minimal):
+    config = load_config(minimal, ["train.epochs=3", "evaluation.k=[5,20]"])
+    assert config.train.epochs == 3
+    assert config.evaluation.k == (5, 20)
+
+
+def test_paths_are_relative_to_the_file_and_in_overrides_to_the_working_directory(
+    minimal, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(Path(__file__).parent)
+    assert load_config(minimal).data.events.path == str(tmp_path / "clicks.csv")
+    changed = load_config(minimal, ["data.events.path=other.csv"])
+    assert changed.data.events.path == str(Path(__file__).parent / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", r"train\.epoch: unknown key; did you mean 'epochs'\?"),
+        ("data.split.test_day=2", r"data\.split\.time\.test_day: unknown key; .*'test_days'"),
+        ("data.events.columns.usr=x", r"data\.events\.columns\.usr: unknown .* 'user'"),
+        ("train.epochs=many", r"train\.epochs: Input should be a valid integer.*got 'many'"),
+        ("train.epochs=0", r"train\.epochs: .*greater than or equal to 1; got 0"),
+        ("model.kind=tree", r"model\.kind: Input should be 'two_tower'"),
+        ("data.split.kind=random", r"data\.split: .*'time', 'leave_last_out', 'given'"),
+        ("data.split.test_from=2024-01-01", r"exactly one of `test_from` and `test_days`"),
+        ("registry.gate.metric=auc", r"registry\.gate\.metric: .*match pattern"),
+        ("registry.gate.metric=ndcg@7", r"needs 7 in evaluation\.k"),
+        ("data.events.table=clicks", r"exactly one of `path`, `table` or `query`"),
+        ("data.event_types.buy.weight=2", r"`event_types` needs `events\.columns\.event`"),
+    ],
+)
+def test_errors_name_key_expectation_and_nearest_name(minimal, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(minimal, [override])
+
+
+def test_missing_key_is_named(minimal):
+    minimal.write_text(MINIMAL.replace("registry: {model: shop}", ""))
+    with pytest.raises(ConfigError, match=r"registry: missing; it is required"):
+        load_config(minimal)
+
+
+def test_missing_file_and_broken_yaml(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: [unclosed")
+    with pytest.raises(ConfigError, match="is not readable"):
+        load_config(broken)
+
+
+def test_config_is_light():
+    """The config must answer before any heavy library would have loaded."""
+    code = "import sys, recsys.config, recsys.schema, recsys.artifacts; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(answer.stdout.split())
+    assert not loaded & {"tensorflow", "pyspark", "mlflow", "pandas", "tf_keras"}

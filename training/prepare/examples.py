@@ -1,0 +1,113 @@
+"""Sequences to examples: a label each, with the query features known strictly before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812
+
+from recsys.config import RunConfig
+from recsys.schema import Feature, Schema
+from training.prepare.columns import Home
+from training.prepare.split import STAGES
+from training.prepare.values import SPARK_TYPES
+
+
+
+def build_examples(
+    sequences: DataFrame, config: RunConfig, homes: Mapping[str, Home]
+) -> DataFrame:
+    """Return one row per label of every window.
+
+    Columns: `user`, `position`, `at`, `order`, `window`, `item` (the label), `weight`, `warm` (the
+    user has training events), `f_<feature>` of query and context features, `exclusions` if the
+    seen is excluded, and what the leakage check needs: `newest` and `stage`.
+
+    Args:
+        sequences: persisted, see `collect_sequences`.
+        config: the run's.
+        homes: table of every feature.
+    """
+    schema, exclude = config.schema_, config.data.exclude_seen
+    own = ("position", "at", "order", "window", "item", "weight", "warm")
+
+    def record(event: Column) -> Column:
+        view = F.get(F.col("views"), event["level"] - 1)
+        known = _Known(event, view, event["earlier"])
+        values = [event[name].alias(name) for name in own]
+        values += [known.feature(f, schema, homes).alias(f"f_{f.name}") for f in schema.query]
+        if exclude:
+            values.append(_exclusions(event["before"]).alias("exclusions"))
+        return F.struct(*values, *known.evidence(max(_lengths(schema))))
+
+    labels = F.filter("past", lambda event: event["is_label"])
+    return sequences.select("user", F.inline(F.transform(labels, record)))
+
+
+def build_users(sequences: DataFrame, config: RunConfig, homes: Mapping[str, Home]) -> DataFrame:
+    """Return one row per user: `user`, its features as of the end of the data, `exclusions`."""
+    schema = config.schema_
+    if config.data.history_scope == "session":
+        newest_first = Window.partitionBy("user").orderBy(F.element_at("past", -1)["position"].desc())
+        sequences = sequences.withColumn("nth", F.row_number().over(newest_first)).filter("nth = 1")
+    known = _Known(F.element_at("past", -1), F.get(F.col("views"), F.lit(2)), F.size("past"))
+    values = [known.feature(f, schema, homes).alias(f.name) for f in schema.query]
+    if config.data.exclude_seen:
+        values.append(F.array_distinct("items").alias("exclusions"))
+    return sequences.select("user", *values)
+
+
+class _Known:
+    """What is known of a user when one event is to be predicted.
+
+    Args:
+        event: the label, or the last event.
+        view: indices in `past` of the events that may be known.
+        earlier: how many of them are.
+    """
+
+    def __init__(self, event: Column, view: Column, earlier: Column) -> None:
+        self._event = event
+        self._view = view
+        self._earlier = earlier
+
+    def feature(self, feature: Feature, schema: Schema, homes: Mapping[str, Home]) -> Column:
+        """Return the value of a query or context feature."""
+        if feature.of is not None:
+            listed = schema[feature.of].name
+            return self._latest(feature.length, lambda e: F.coalesce(e[f"f_{listed}"], F.lit("")))
+        own = feature.side == "context" or homes[feature.name] == "users"
+        is_user = homes[feature.name] == "role" and feature.source_column == "user"
+        event = self._event if own or is_user else self._past(self._earlier - 1)
+        return event[f"f_{feature.name}"].cast(SPARK_TYPES[feature.dtype])
+
+    def evidence(self, length: int) -> tuple[Column, Column]:
+        """Return the time of the latest event used, and the highest stage of one."""
+        moments = self._latest(length, lambda e: F.struct(e["at"], e["order"]))
+        names = F.array(*(F.lit(stage) for stage in STAGES))
+        stages = self._latest(length, lambda e: F.array_position(names, e["window"]) - 1)
+        return F.array_max(moments).alias("newest"), F.array_max(stages).alias("stage")
+
+    def _latest(self, length: int, value: Callable[[Column], Column]) -> Column:
+        """Return an array over the `length` latest known events, oldest first.
+
+        Element access instead of `slice`, which copies the whole array when it is interpreted.
+        """
+        first = F.greatest(self._earlier - length, F.lit(0))
+        indices = F.when(self._earlier > 0, F.sequence(first, self._earlier - 1))
+        none = F.array().cast("array<int>")
+        return F.transform(F.coalesce(indices, none), lambda index: value(self._past(index)))
+
+    def _past(self, index: Column) -> Column:
+        return F.get(F.col("past"), F.get(self._view, index))
+
+
+def _exclusions(before: Column) -> Column:
+    earlier = F.when(before > 0, F.sequence(F.lit(0), before - 1))
+    items = F.transform(earlier, lambda index: F.get(F.col("items"), index))
+    return F.array_distinct(F.coalesce(items, F.array().cast("array<string>")))
+
+
+def _lengths(schema: Schema) -> list[int]:
+    return [1, *(feature.length for feature in schema.histories())]

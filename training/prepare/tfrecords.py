@@ -1,0 +1,98 @@
+"""Write the shards of examples, the corpus and the users; read the records back to count them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F  # noqa: N812
+
+from recsys.artifacts import Corpus, Examples
+from recsys.config import RunConfig
+from recsys.schema import Schema
+from training.prepare.errors import PrepareError
+from training.prepare.values import to_datetime
+
+logger = logging.getLogger(__name__)
+
+
+def write_examples(
+    examples: DataFrame, config: RunConfig, directory: Path, counts: Mapping[str, Row]
+) -> dict[str, Examples]:
+    """Write every window to its folder and return what was written.
+
+    The shard of an example and its place in it depend on user, position and seed alone, so that
+    the same input gives the same bytes on any cluster.
+
+    Args:
+        examples: see `build_examples`.
+        config: the run's.
+        directory: folder of the prepared data.
+        counts: by window: a row of `count_windows`.
+
+    Raises:
+        PrepareError: fewer records can be read back than were to be written.
+    """
+    key = ("user", "position")
+    shuffled = F.xxhash64(*key, F.lit(config.seed))
+    fields = [
+        "user",
+        F.col("at").alias("time"),
+        F.col("item").alias("label"),
+        "weight",
+        *(["exclusions"] if config.data.exclude_seen else []),
+        *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
+    ]
+    written = {}
+    for window, row in counts.items():
+        shards = examples.filter(F.col("window") == window).repartition(config.data.shards, *key)
+        shards = shards.sortWithinPartitions(shuffled, *key).select(*fields)
+        num_files = _write_records(shards, directory / window, row["num_examples"])
+        has_time = config.data.events.columns.time is not None
+        written[window] = Examples(
+            path=window,
+            num_examples=row["num_examples"],
+            num_files=num_files,
+            first_at=to_datetime(row["first_at"]) if has_time else None,
+            last_at=to_datetime(row["last_at"]) if has_time else None,
+            num_cold_users=row["num_cold_users"],
+            num_cold_items=row["num_cold_items"],
+        )
+        logger.info("%s: %d examples", window, row["num_examples"])
+    return written
+
+
+def write_corpus(corpus: DataFrame, schema: Schema, directory: Path) -> Corpus:
+    """Write all candidates into one file, by falling count, then by id (bytewise)."""
+    fields = ["item", "name", "count", "labels"]
+    features = [F.col(f"f_{f.name}").alias(f.name) for f in schema.candidate]
+    counted = corpus.agg(F.count(F.lit(1)), F.count_if(F.col("count") > 0)).first()
+    ordered = corpus.repartition(1).sortWithinPartitions(F.col("count").desc(), "item")
+    _write_records(ordered.select(*fields, *features), directory / "corpus", counted[0])
+    logger.info("corpus: %d items, %d with training events", *counted)
+    return Corpus(path="corpus", num_items=counted[0], num_warm=counted[1])
+
+
+def write_users(users: DataFrame, shards: int, directory: Path) -> int:
+    """Write the users as Parquet, each file sorted by user, and return how many they are."""
+    ordered = users.repartition(shards, "user").sortWithinPartitions("user")
+    ordered.write.mode("overwrite").parquet(str(directory / "users"))
+    count = int(users.sparkSession.read.parquet(str(directory / "users")).count())
+    logger.info("users: %d", count)
+    return count
+
+
+def _write_records(frame: DataFrame, folder: Path, expected: int) -> int:
+    """Write TFRecords, read them back (which checks their CRCs), return the number of files."""
+    writer = frame.write.format("tfrecord").option("recordType", "Example")
+    writer.mode("overwrite").save(str(folder))
+    reader = frame.sparkSession.read.format("tfrecord").option("recordType", "ByteArray")
+    found = reader.load(str(folder)).count()
+    if found != expected:
+        raise PrepareError(
+            f"{folder}: expected {expected} records, read back {found}: "
+            "the input changed while it was read, or a disk lost data; run again"
+        )
+    return len(list(folder.glob("part-*")))
