@@ -14,7 +14,7 @@ import tensorflow as tf
 def main(variants: list[str]) -> None:
     """Answer with each variant; those before `scann` must do without its ops."""
     with np.load("request.npz") as arrays:
-        request = {name: tf.constant(arrays[name]) for name in arrays.files}
+        request = {name.removeprefix("input_"): tf.constant(arrays[name]) for name in arrays.files}
     for variant in variants:
         name, folder = variant.split("=", 1)
         if name == "scann":

@@ -82,7 +82,7 @@ class ScannIndex(tf.Module):
         ]  # fmt: skip
 
     def search(self, queries: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Find corpus rows (int32) and scores of about the best `count`.
+        """Find corpus rows (int32) and scores of about the best `count` (at least 1).
 
         Effort grows in proportion to `count`. Where the leaves that were searched hold fewer than
         `count` candidates, all leaves are searched, so that a long list is never cut short.

@@ -26,7 +26,7 @@ class SearchIndex(Protocol):
     """Finds candidates by dot product."""
 
     def search(self, queries: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Find corpus rows and scores, best first, `[batch, <= count]`; NaN where none is left."""
+        """Find corpus rows and scores, best first, `[batch, <= count]`; count is at least 1."""
         ...
 
 
@@ -103,8 +103,8 @@ class Retriever(tf.Module):
         features = {f.name: request[f.name] for f in self._schema.query}
         excluded = self._excluded_rows(features, request["exclusions"])
         k = tf.clip_by_value(request["k"], 0, self._size)
-        # Even if every excluded item is among the best, k others are.
-        count = tf.minimum(k + tf.shape(excluded)[1], self._size)
+        # Even if every excluded item is among the best, k others are. ScaNN refuses to find none.
+        count = tf.clip_by_value(k + tf.shape(excluded)[1], 1, self._size)
         rows, scores = self._index.search(self.embed_query(**features)["embedding"], count)
         rows, scores = _widened(rows, scores, count)
         cold = self._cold(features)[:, tf.newaxis]
@@ -149,9 +149,8 @@ class Retriever(tf.Module):
     def _keys(self, rows: tf.Tensor) -> tf.Tensor:
         """A number for each pair of query and row; -1 for an unknown row."""
         query = tf.range(tf.shape(rows, tf.int64)[0])[:, tf.newaxis]
-        return tf.where(
-            rows < 0, tf.constant(-1, tf.int64), query * self._size + tf.cast(rows, tf.int64)
-        )
+        keys = query * self._size + tf.cast(rows, tf.int64)
+        return tf.where(rows < 0, tf.constant(-1, tf.int64), keys)
 
 
 def _vocabulary_tables(data: PreparedData) -> dict[str, tf.lookup.StaticHashTable]:

@@ -22,7 +22,7 @@ from recsys.artifacts import (
     write_atomically,
 )
 from recsys.config import RunConfig
-from recsys.dataset import Corpus, raw_batches, read_corpus
+from recsys.dataset import raw_batches, read_corpus
 from recsys.schema import Schema
 from serving_export.index import ExactIndex, Floats, ScannIndex, build
 from serving_export.retriever import Retriever

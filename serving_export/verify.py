@@ -123,9 +123,11 @@ def _ask(
     variants: Mapping[str, Path], request: Mapping[str, NDArray[Any]]
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Answers (`ids`, `scores`) by variant, from a process that knows nothing of this package."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        np.savez(folder / "request.npz", **{n: _plain(v) for n, v in request.items()})
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # A prefix keeps a feature called `file` apart from the argument of savez.
+        inputs: dict[str, Any] = {f"input_{name}": _plain(v) for name, v in request.items()}
+        np.savez(folder / "request.npz", **inputs)
         models = [f"{variant}={path.resolve()}" for variant, path in sorted(variants.items())]
         environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
         done = subprocess.run(

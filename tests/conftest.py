@@ -1,31 +1,97 @@
-"""Fixtures that many tests share: one Spark session for the whole run."""
+"""What many tests share: one Spark session, and one planted click table, prepared once."""
 
+import csv
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import recsys  # noqa: F401  (sets the environment that TensorFlow reads)
+from recsys.artifacts import PreparedData
+from recsys.config import RunConfig, load_config
+from recsys.synthetic import Clickstream, clickstream
 
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+CLICKS_YAML = """
+name: planted
+data:
+  events:
+    path: clicks.csv
+    format: csv
+    options: {header: "true"}
+    columns: {user: user, item: item, time: clicked_at}
+  item_name: name
+  split: {kind: time, validation_days: 3, test_days: 3}
+  history_scope: session
+  min_history: 1
+  shards: 2
+features:
+  - {name: history, side: query, kind: history, of: item_id, length: 5}
+  - {name: user_id, side: query, kind: id, column: user, vocabulary: {oov: 2}}
+  - {name: clicked, side: context, kind: time, column: time}
+  - {name: item_id, side: candidate, kind: id, column: item}
+  - {name: cluster, side: candidate, kind: category, dim: 4}
+  - {name: price, side: candidate, kind: number}
+  - {name: title, side: candidate, kind: text, column: name, length: 4, buckets: 50, dim: 8}
+model: {embedding_dim: 16, dropout: 0.1}
+train: {epochs: 6, global_batch_size: 128, learning_rate: 0.02}
+evaluation: {k: [1, 10, 20], bootstrap_samples: 50}
+export: {index: {k: 20}, parity_queries: 64}
+registry: {model: planted}
+scoring: {k: 5}
+cluster: {master: "local[2]"}
+"""
+
+
+@pytest.fixture(scope="session")
+def planted() -> Clickstream:
+    return clickstream(num_sessions=900, num_items=60, predictability=0.8, seed=1)
+
+
+@pytest.fixture(scope="session")
+def clicks_config(planted: Clickstream, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """YAML of a run on the planted clicks; most tests read it, none may write beside it."""
+    folder = tmp_path_factory.mktemp("planted")
+    with (folder / "clicks.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["user", "item", "clicked_at", "cluster", "price", "name"])
+        for user, item, at in zip(planted.user, planted.item, planted.clicked_at, strict=True):
+            cluster = f"c{planted.cluster[item]}"
+            name = f"item {item} of {cluster}"
+            row = [f"u{user}", f"i{item}", at.strftime("%Y-%m-%d %H:%M:%S"), cluster]
+            writer.writerow([*row, 10 + item % 7, name])
+    file = folder / "planted.yaml"
+    file.write_text(CLICKS_YAML)
+    return file
+
+
+@pytest.fixture(scope="session")
+def config(clicks_config: Path) -> RunConfig:
+    return load_config(clicks_config)
+
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator["SparkSession"]:  # noqa: F821
-    from pyspark.sql import SparkSession
+    from recsys.config import Cluster
+    from training.session import spark_session
 
-    session = (
-        SparkSession.builder.master("local[2]")
-        .appName("tests")
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.driver.host", "127.0.0.1")
-        .getOrCreate()
-    )
-    session.sparkContext.setLogLevel("ERROR")
+    settings = {"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "2g"}
+    session = spark_session(Cluster(master="local[2]", spark=settings), "tests")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    config: RunConfig,
+    spark: "SparkSession",  # noqa: F821
+    tmp_path_factory: pytest.TempPathFactory,
+) -> PreparedData:
+    """The planted clicks, prepared by the real step; treat as read-only."""
+    from training.prepare import prepare
+
+    return prepare(config, spark, tmp_path_factory.mktemp("run") / "data")

@@ -81,15 +81,29 @@ def user_item_weights(known: Sequence[Interactions], num_items: int) -> pa.Table
     `weight` sums the weights of the user's labels. An item that is in the user's histories without
     ever being a label (the first click of a session) has weight 1.
     """
-    ids = np.concatenate([split.user_id for split in known]).astype(bytes)
-    user = np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    user = _codes(known)
     label = np.concatenate([split.label for split in known])
+    history = np.concatenate([split.history for split in known])
     weight = np.concatenate([split.weight for split in known]).astype(np.float64)
-    labelled = user[label >= 0] * num_items + label[label >= 0]
-    viewed = np.unique(
-        np.concatenate([_user_items(split.history, num_items) for split in known])
+    in_corpus = label >= 0
+    labelled = user[in_corpus] * num_items + label[in_corpus]
+    rows, positions = np.nonzero(history >= 0)
+    viewed = np.setdiff1d(user[rows] * num_items + history[rows, positions], labelled)
+    pairs, group = np.unique(np.concatenate([labelled, viewed]), return_inverse=True)
+    weights = np.bincount(group, np.concatenate([weight[in_corpus], np.ones(len(viewed))]))
+    return pa.table(
+        {
+            "user": pa.array(pairs // num_items, pa.int32()),
+            "item": pa.array(pairs % num_items, pa.int32()),
+            "weight": pa.array(weights, pa.float64()),
+        }
     )
-    return pa.table({})
+
+
+def _codes(known: Sequence[Interactions]) -> NDArray[np.int64]:
+    """Codes of the users over all splits, whose own codes are not comparable."""
+    ids = np.concatenate([split.user_id for split in known]).astype(bytes)
+    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
 
 
 def fit_item_factors(

@@ -84,13 +84,15 @@ def spark_session(cluster: Cluster, app_name: str) -> SparkSession:
     Raises:
         JavaError: a local master finds no Java that Spark 4 runs on.
     """
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     from training.tfrecord import register
 
     is_local = cluster.master is not None and cluster.master.startswith("local")
     settings = {**_EVERYWHERE, **(_LOCAL if is_local else {}), **cluster.spark}
-    if is_local and SparkSession.getActiveSession() is None:
+    # A JVM that runs is used again, and is quiet since it was started here.
+    if is_local and getattr(SparkContext, "_gateway", None) is None:
         _start_local(settings, str(cluster.master), app_name)
     builder = SparkSession.builder.appName(app_name)
     if cluster.master is not None:
@@ -113,7 +115,9 @@ def _start_local(settings: dict[str, str], master: str, app_name: str) -> None:
     # Workers run the interpreter of the driver, or they would not find this package.
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     conf = SparkConf().setMaster(master).setAppName(app_name).setAll(list(settings.items()))
-    with tempfile.NamedTemporaryFile("wb", prefix="recsys-spark-", suffix=".log", delete=False) as log:
+    with tempfile.NamedTemporaryFile(
+        "wb", prefix="recsys-spark-", suffix=".log", delete=False
+    ) as log:
         try:
             gateway = launch_gateway(conf, popen_kwargs={"stderr": log, "stdout": log})
         except Exception as error:

@@ -4,12 +4,16 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
+from mlflow import MlflowClient
 
 from recsys.artifacts import (
     Corpus,
+    Estimate,
+    EvaluationReport,
     Examples,
     ExportedModel,
     PreparedData,
@@ -20,6 +24,7 @@ from recsys.artifacts import (
 from recsys.config import RunConfig
 from recsys.features import raw_signature
 from recsys.schema import Feature
+from serving_export.registry import connect, register
 from serving_export.savedmodel import export
 
 DIM = 8
@@ -35,7 +40,7 @@ FEATURES = (
 )
 
 
-def run_config(features=FEATURES, **export_settings) -> RunConfig:
+def run_config(features=FEATURES, gate=None, scoring=None, **export_settings) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "tiny",
@@ -49,8 +54,9 @@ def run_config(features=FEATURES, **export_settings) -> RunConfig:
             "features": [f.model_dump() for f in features],
             "export": {"index": {"k": 10, "min_recall": 0.9}, "parity_queries": 16}
             | export_settings,
-            "registry": {"model": "tiny", "gate": {"metric": "ndcg@10"}},
-            "evaluation": {"k": [10]},
+            "registry": {"model": "tiny", "gate": gate or {"metric": "ndcg@10"}},
+            "evaluation": {"k": [10], "bootstrap_samples": 50},
+            "scoring": scoring or {},
         }
     )
 
@@ -200,7 +206,7 @@ def write_model(data: PreparedData, directory: Path, seed: int = 3) -> TrainedMo
     ).save()
 
 
-def ask(model, histories, k=5, exclusions=None, member=None):
+def ask(model, histories, k=5, exclusions=None, member=None, basket=None):
     """Call `recommend` with the histories given; every other feature is missing."""
     batch = len(histories)
     width = max([len(h) for h in histories], default=0)
@@ -210,7 +216,7 @@ def ask(model, histories, k=5, exclusions=None, member=None):
         history=_dense(histories, width),
         member=tf.constant(member or [""] * batch, tf.string),
         country=tf.constant([""] * batch, tf.string),
-        basket=tf.constant([float("nan")] * batch, tf.float32),
+        basket=tf.constant(basket or [float("nan")] * batch, tf.float32),
         clicked_at=tf.constant([-1] * batch, tf.int64),
         k=tf.constant(k),
         exclusions=_dense(exclusions, most),
@@ -224,13 +230,51 @@ def _dense(lists, width):
     return tf.reshape(tf.constant(padded, tf.string), [len(lists), width])
 
 
+def write_report(directory: Path, ranks, lifts, fingerprint="same data") -> EvaluationReport:
+    """An evaluation of one query per rank; `lifts` of ndcg@10 by baseline."""
+    directory.mkdir(parents=True, exist_ok=True)
+    queries = np.arange(len(ranks))
+    arrays = {"user": queries // 2, "label": queries, "rank_model": np.asarray(ranks)}
+    np.savez(directory / "per_query.npz", **arrays)
+    estimates = {
+        name: {"ndcg@10": Estimate(value=lift, low=lift - 0.1, high=lift + 0.1)}
+        for name, lift in lifts.items()
+    }
+    return EvaluationReport(
+        directory=directory,
+        num_queries=len(ranks),
+        num_candidates=NUM_ITEMS,
+        window=(None, None),
+        data_fingerprint=fingerprint,
+        model={"ndcg@10": Estimate(value=0.25, low=0.2, high=0.3)},
+        baselines={name: {} for name in lifts},
+        lifts=estimates,
+        slices={},
+        per_query="per_query.npz",
+    ).save()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The makers of this file, which tests cannot import."""
+    return SimpleNamespace(
+        ask=ask,
+        item=item,
+        num_items=NUM_ITEMS,
+        run_config=run_config,
+        write_data=write_data,
+        write_model=write_model,
+        write_report=write_report,
+    )
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Exported once; then the folders it was made from are deleted and the export is moved."""
     root = tmp_path_factory.mktemp("world")
     config, data = run_config(), write_data(root / "data")
     model = write_model(data, root / "model")
-    exported = export(config, data, model, root / "made" / "export")
+    export(config, data, model, root / "made" / "export")
     (root / "moved").mkdir()
     (root / "made" / "export").rename(root / "moved" / "export")
     for folder in ("data", "model", "made"):
@@ -241,3 +285,17 @@ def world(tmp_path_factory):
         for name, path in exported.variants.items()
     }
     return SimpleNamespace(config=config, exported=exported, models=models)
+
+
+@pytest.fixture(scope="session")
+def registry(world, tmp_path_factory):
+    """MLflow on SQLite with the world's export as its first version."""
+    root = tmp_path_factory.mktemp("registry")
+    connect(f"sqlite:///{root / 'mlflow.db'}")
+    experiment = mlflow.create_experiment("tiny", (root / "artifacts").as_uri())
+    run_id = MlflowClient().create_run(experiment).info.run_id
+    report = write_report(root / "evaluation", [1, 2, 0, 4], {"popularity": 0.5, "als": -0.5})
+    registered = register(world.config, world.exported, report, run_id, root / "registration")
+    return SimpleNamespace(
+        uri=mlflow.get_tracking_uri(), run_id=run_id, report=report, registered=registered
+    )

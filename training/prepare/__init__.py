@@ -38,5 +38,22 @@ def prepare(config: RunConfig, spark: SparkSession, directory: Path) -> Prepared
     from training.prepare.pipeline import run_pipeline
 
     _clear(directory)
-    with explained(directory, spark.conf.get("spark.local.dir", "/tmp")):  # noqa: S108
+    with explained(directory, spark.conf.get("spark.local.dir", "/tmp")):
         return run_pipeline(config, spark, directory).save()
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier attempt left, its manifest first."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for name in ("train", "validation", "test", "corpus", "users", "vocabularies"):
+        # Killed writers leave hidden siblings of what they were to write.
+        for left in (
+            directory / name,
+            *directory.glob(f".{name}.*"),
+            *directory.glob(".manifest*"),
+        ):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)

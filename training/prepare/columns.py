@@ -119,9 +119,7 @@ def _mapped(data: Data) -> Iterator[tuple[str, str, str]]:
         yield "data.users.key", data.users.key, "users"
 
 
-def _verify_feature(
-    key: str, feature: Feature, data: Data, known: Mapping[str, Columns]
-) -> None:
+def _verify_feature(key: str, feature: Feature, data: Data, known: Mapping[str, Columns]) -> None:
     candidate = feature.side == "candidate"
     allowed = ("items", "events") if candidate else ("events", "users")
     if feature.table is not None and feature.table not in allowed:
@@ -185,7 +183,9 @@ def _first_file(key: str, path: str) -> Path | None:
         names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
         close = difflib.get_close_matches(Path(path).name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {parent / close[0]}?" if close else ""
-        raise ConfigError(f"{key}.path: expected a file, folder or glob, found nothing at {path}{hint}")
+        raise ConfigError(
+            f"{key}.path: expected a file, folder or glob, found nothing at {path}{hint}"
+        )
     files = (file for match in matches for file in ([match] if match.is_file() else _inside(match)))
     return next(files, None)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from recsys.schema import Schema
 from training.prepare.columns import Home
 from training.prepare.values import SPARK_TYPES
-
 
 
 def build_corpus(
@@ -33,7 +32,10 @@ def build_corpus(
     labels = {"train": "labels", "validation": "validation_labels", "test": "test_labels"}
     corpus = events.groupBy("item").agg(
         F.count_if("trains").alias("count"),
-        *(F.count_if(F.col("is_label") & (F.col("window") == w)).alias(n) for w, n in labels.items()),
+        *(
+            F.count_if(F.col("is_label") & (F.col("window") == w)).alias(n)
+            for w, n in labels.items()
+        ),
         _first("name").alias("event_name"),
         *(_first(f"f_{f.name}").alias(f"f_{f.name}") for f in own),
     )
@@ -59,5 +61,11 @@ def build_corpus(
 def _first(name: str) -> Column:
     """Return the value in the item's first event that has one, training events before others."""
     value = F.col(name)
-    key = F.struct((~F.col("trains")).alias("later"), value.isNull().alias("none"), "at", "order", value.alias("value"))
+    key = F.struct(
+        (~F.col("trains")).alias("later"),
+        value.isNull().alias("none"),
+        "at",
+        "order",
+        value.alias("value"),
+    )
     return F.min(key)["value"]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame, Row, Window
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from recsys.config import ConfigError, Data, RunConfig
 from recsys.schema import Feature
@@ -30,7 +30,6 @@ from training.prepare.values import (
     microseconds,
     not_a_number,
     number,
-    to_datetime,
     to_microseconds,
 )
 
@@ -45,13 +44,15 @@ class Cleaned:
     """What is left of the click table.
 
     Attributes:
-        events: the canonical columns; persisted, the caller unpersists.
+        events: the canonical columns.
+        cached: what they are read from, persisted; the caller unpersists it.
         report: events read, dropped by reason (each once, so they add up), kept.
         first_at: microseconds of the first event that was kept.
         last_at: microseconds of the last one.
     """
 
     events: DataFrame
+    cached: DataFrame
     report: dict[str, int]
     first_at: int
     last_at: int
@@ -90,13 +91,7 @@ def clean_events(tables: Tables, config: RunConfig) -> Cleaned:
     events = rows.filter(F.col("reason").isNull()).drop("reason", *wrong)
     for reason, count in report.items():
         logger.info("events: %s: %d", reason, count)
-    return Cleaned(events, report, kept["first_at"], kept["last_at"])
-
-
-def with_versions(tables: Tables, report: dict[str, int]) -> Tables:
-    """Enter the number of events into the versions of the tables."""
-    events = tables.versions["events"].model_copy(update={"num_rows": report["events read"]})
-    return replace(tables, versions={**tables.versions, "events": events})
+    return Cleaned(events, rows, report, kept["first_at"], kept["last_at"])
 
 
 def _with_reason(tables: Tables, config: RunConfig, checks: list[_Check]) -> DataFrame:
@@ -260,8 +255,3 @@ def _nothing_left(report: dict[str, int], uri: str) -> str:
         return f"data.events: {uri} is empty; expected at least one event"
     dropped = ", ".join(f"{reason}: {n}" for reason, n in report.items() if n and reason != "kept")
     return f"data.events: no event of {uri} is left after cleaning ({dropped}); see data.cleaning"
-
-
-def first_and_last(cleaned: Cleaned) -> str:
-    """Return the time range of the events that were kept, for messages."""
-    return f"{to_datetime(cleaned.first_at):%Y-%m-%d %H:%M} to {to_datetime(cleaned.last_at):%Y-%m-%d %H:%M}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
@@ -14,10 +14,7 @@ from training.prepare.split import STAGES
 from training.prepare.values import SPARK_TYPES
 
 
-
-def build_examples(
-    sequences: DataFrame, config: RunConfig, homes: Mapping[str, Home]
-) -> DataFrame:
+def build_examples(sequences: DataFrame, config: RunConfig, homes: Mapping[str, Home]) -> DataFrame:
     """Return one row per label of every window.
 
     Columns: `user`, `position`, `at`, `order`, `window`, `item` (the label), `weight`, `warm` (the
@@ -49,7 +46,9 @@ def build_users(sequences: DataFrame, config: RunConfig, homes: Mapping[str, Hom
     """Return one row per user: `user`, its features as of the end of the data, `exclusions`."""
     schema = config.schema_
     if config.data.history_scope == "session":
-        newest_first = Window.partitionBy("user").orderBy(F.element_at("past", -1)["position"].desc())
+        newest_first = Window.partitionBy("user").orderBy(
+            F.element_at("past", -1)["position"].desc()
+        )
         sequences = sequences.withColumn("nth", F.row_number().over(newest_first)).filter("nth = 1")
     known = _Known(F.element_at("past", -1), F.get(F.col("views"), F.lit(2)), F.size("past"))
     values = [known.feature(f, schema, homes).alias(f.name) for f in schema.query]

@@ -8,7 +8,7 @@ event type decide the position, so that every run has the same one.
 from __future__ import annotations
 
 from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from recsys.config import Data
 from training.prepare.split import SEES
@@ -45,7 +45,11 @@ def _sessionise(events: DataFrame, data: Data) -> DataFrame:
     gap = F.col("at") - F.lag("at").over(moment)
     begins = (gap > int(data.session_gap_minutes * 60_000_000)).cast("int")
     number = F.coalesce(F.sum("begins").over(moment), F.lit(0))
-    return events.withColumn("begins", begins).withColumn("session", number.cast("string")).drop("begins")
+    return (
+        events.withColumn("begins", begins)
+        .withColumn("session", number.cast("string"))
+        .drop("begins")
+    )
 
 
 def _label(data: Data) -> tuple[Column, Column]:
@@ -68,7 +72,10 @@ def add_labels(events: DataFrame, data: Data) -> DataFrame:
     """
     scope = _scope(data)
     # Without a row frame, peers belong to the running sum: they are taken off again.
-    until, peers = Window.partitionBy(*scope).orderBy("at", "order"), Window.partitionBy(*scope, "at", "order")
+    until, peers = (
+        Window.partitionBy(*scope).orderBy("at", "order"),
+        Window.partitionBy(*scope, "at", "order"),
+    )
     earlier = F.lit(0).cast("bigint")
     for window, level in SEES.items():
         visible = (F.col("level") <= level).cast("int")
@@ -88,7 +95,7 @@ def collect_sequences(events: DataFrame, data: Data) -> DataFrame:
     indices in `past` of the events of level 1, up to 2, up to 3; if the seen is excluded, `items`,
     all items of the user in order.
     """
-    fields = [name for name in events.columns if name not in ("user", "session", "given", "rare")]
+    fields = [name for name in events.columns if name not in ("user", "session", "given")]
     fields.sort(key=lambda name: name != "position")
     past = F.array_sort(F.collect_list(F.struct(*fields)))
     # `past` stands outside of all lambdas: Spark may evaluate what is inside once per element.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from recsys.artifacts import SourceVersion
 from recsys.config import ConfigError, RunConfig, Source
@@ -39,6 +39,11 @@ class Tables:
     users: DataFrame | None
     homes: dict[str, Home]
     versions: dict[str, SourceVersion]
+
+    def versions_with(self, num_events: int) -> dict[str, SourceVersion]:
+        """Return the versions, now that the events are counted."""
+        counted = self.versions["events"].model_copy(update={"num_rows": num_events})
+        return {**self.versions, "events": counted}
 
 
 def read_tables(spark: SparkSession, config: RunConfig) -> Tables:
@@ -145,7 +150,9 @@ def _check_numbers(key: str, frame: DataFrame, features: list[Feature]) -> int:
     found = list(frame.agg(*checks).first())
     for feature, num_wrong, example in zip(numbers, found[1::2], found[2::2], strict=True):
         if num_wrong:
-            refuse_type(f"{key}, feature {feature.name!r}", feature.source_column, num_wrong, example)
+            refuse_type(
+                f"{key}, feature {feature.name!r}", feature.source_column, num_wrong, example
+            )
     return int(found[0])
 
 
@@ -176,4 +183,3 @@ def refuse_type(key: str, name: str, num_wrong: int, example: str) -> None:
         f"{key}: wrong type: expected numbers in column {name!r}, but {num_wrong} values are none, "
         f"such as {example!r}; convert it with `derive` or drop such rows with `data.cleaning.drop`"
     )
-

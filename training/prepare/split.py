@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from recsys.config import Data, TimeSplit
 from training.prepare.errors import LeakError, PrepareError
@@ -84,8 +84,10 @@ def _leave_last_out() -> Column:
     labels = F.col("labelable").cast("int")
     after = F.coalesce(F.sum(labels).over(following), F.lit(0))
     enough = F.sum(labels).over(user) >= 3
-    return F.when(enough & (after == 0), "test").when(enough & (after == 1), "validation").otherwise(
-        "train"
+    return (
+        F.when(enough & (after == 0), "test")
+        .when(enough & (after == 1), "validation")
+        .otherwise("train")
     )
 
 

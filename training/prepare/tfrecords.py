@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from pyspark.sql import DataFrame, Row
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from recsys.artifacts import Corpus, Examples
 from recsys.config import RunConfig
@@ -18,8 +19,19 @@ from training.prepare.values import to_datetime
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class WindowCounts:
+    """Examples of one window: how many, from when to when (microseconds), how many cold."""
+
+    num_examples: int
+    first_at: int
+    last_at: int
+    num_cold_users: int
+    num_cold_items: int
+
+
 def write_examples(
-    examples: DataFrame, config: RunConfig, directory: Path, counts: Mapping[str, Row]
+    examples: DataFrame, config: RunConfig, directory: Path, counts: Mapping[str, WindowCounts]
 ) -> dict[str, Examples]:
     """Write every window to its folder and return what was written.
 
@@ -30,7 +42,7 @@ def write_examples(
         examples: see `build_examples`.
         config: the run's.
         directory: folder of the prepared data.
-        counts: by window: a row of `count_windows`.
+        counts: by window.
 
     Raises:
         PrepareError: fewer records can be read back than were to be written.
@@ -46,21 +58,21 @@ def write_examples(
         *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
     ]
     written = {}
-    for window, row in counts.items():
+    for window, count in counts.items():
         shards = examples.filter(F.col("window") == window).repartition(config.data.shards, *key)
         shards = shards.sortWithinPartitions(shuffled, *key).select(*fields)
-        num_files = _write_records(shards, directory / window, row["num_examples"])
+        num_files = _write_records(shards, directory / window, count.num_examples)
         has_time = config.data.events.columns.time is not None
         written[window] = Examples(
             path=window,
-            num_examples=row["num_examples"],
+            num_examples=count.num_examples,
             num_files=num_files,
-            first_at=to_datetime(row["first_at"]) if has_time else None,
-            last_at=to_datetime(row["last_at"]) if has_time else None,
-            num_cold_users=row["num_cold_users"],
-            num_cold_items=row["num_cold_items"],
+            first_at=to_datetime(count.first_at) if has_time else None,
+            last_at=to_datetime(count.last_at) if has_time else None,
+            num_cold_users=count.num_cold_users,
+            num_cold_items=count.num_cold_items,
         )
-        logger.info("%s: %d examples", window, row["num_examples"])
+        logger.info("%s: %d examples", window, count.num_examples)
     return written
 
 

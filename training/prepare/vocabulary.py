@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from recsys.artifacts import Statistics, VocabularyFile
 from recsys.schema import Feature, Schema
@@ -52,7 +52,8 @@ def read_vocabularies(
 ) -> DataFrame:
     """Return `feature` and `value` of every line, read back from the files."""
     frames = [
-        spark.read.option("lineSep", "\n").text(str(directory / file.path))
+        spark.read.option("lineSep", "\n")
+        .text(str(directory / file.path))
         .select(F.lit(name).alias("feature"), "value")
         for name, file in files.items()
     ]

@@ -116,6 +116,9 @@ class WriteJob:
         own = self.target / JOURNAL.format(job=self.job)
         if own.exists():
             _roll_back(own)
+        # Renamed after another job's commit had already rolled the journal back.
+        for stray in self.target.glob(f"part-*-{self.job}.*"):
+            stray.unlink()
         if self.staging.exists():
             _remove(self.staging)
 

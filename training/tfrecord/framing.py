@@ -227,19 +227,28 @@ def _walk(data: bytes) -> tuple[list[int], int]:
 
 def _check_headers(place: _Place, data: bytes, begins: list[int]) -> None:
     """Refuse a length whose CRC is wrong, before anything trusts that length."""
-    got = masked_crcs([data[at : at + 8] for at in begins])
-    stored = b"".join([data[at + 8 : at + _HEADER] for at in begins])
-    bad = np.flatnonzero(got != np.frombuffer(stored, dtype="<u4"))
+    found = masked_crcs([data[at : at + 8] for at in begins])
+    stored = _crcs_at(data, [at + 8 for at in begins])
+    bad = np.flatnonzero(found != stored)
     if len(bad):
         first = int(bad[0])
         hint = ""
         if place.offset == 0 and data[:2] == b"\x1f\x8b":
             hint = " (the file begins like gzip: give it the extension .gz)"
-        raise place.corrupt(first, begins[first], _mismatch("the length", got[first]) + hint)
+        raise place.corrupt(
+            first, begins[first], _mismatch("length", stored[first], found[first]) + hint
+        )
 
 
-def _mismatch(what: str, crc: np.uint32) -> str:
-    return f"expected masked CRC32C {int(crc):#010x} for {what} that is there, found another"
+def _crcs_at(data: bytes, places: list[int]) -> NDArray[np.uint32]:
+    return np.frombuffer(b"".join([data[at : at + 4] for at in places]), dtype="<u4")
+
+
+def _mismatch(what: str, stored: np.uint32, found: np.uint32) -> str:
+    return (
+        f"expected the {what} to have the masked CRC32C stored with it, {int(stored):#010x}, "
+        f"found {int(found):#010x}"
+    )
 
 
 def _checked_windows(place: _Place, data: bytes, begins: list[int]) -> Iterator[Window]:
@@ -247,12 +256,11 @@ def _checked_windows(place: _Place, data: bytes, begins: list[int]) -> Iterator[
     for first in range(0, len(begins) - 1, WINDOW_RECORDS):
         bounds = begins[first : first + WINDOW_RECORDS + 1]
         pieces = [data[at + _HEADER : to - _FOOTER] for at, to in pairwise(bounds)]
-        stored = b"".join([data[to - _FOOTER : to] for to in bounds[1:]])
-        got = masked_crcs(pieces)
-        bad = np.flatnonzero(got != np.frombuffer(stored, dtype="<u4"))
+        stored, found = _crcs_at(data, [to - _FOOTER for to in bounds[1:]]), masked_crcs(pieces)
+        bad = np.flatnonzero(found != stored)
         if len(bad):
             at = int(bad[0])
-            raise place.corrupt(first + at, bounds[at], _mismatch("the data", got[at]))
+            raise place.corrupt(first + at, bounds[at], _mismatch("data", stored[at], found[at]))
         yield Window(_binary(pieces), place.index + first, place.offset + np.array(bounds[:-1]))
 
 

@@ -16,9 +16,12 @@ from typing import NoReturn
 import numpy as np
 
 from training.tfrecord.errors import RecordError
-from training.tfrecord.wire import Bytes, Ints, Mask, Words, get_varints
+from training.tfrecord.wire import Bytes, Ints, Mask, Words, get_varints, offsets_of
 
 VARINT, FIXED64, LEN, START_GROUP, END_GROUP, FIXED32 = range(6)
+
+_FIXED_SIZES = np.array([0, 8, 0, 0, 0, 4])
+"""Bytes of a value, by wire type, where it has neither a length nor an end mark."""
 
 _MAX_TAG = (1 << 32) - 1
 
@@ -75,7 +78,8 @@ class Fields:
 
     def messages(self, number: int) -> Fields:
         """Return the LEN fields with this number."""
-        return self.take((self.number == number) & (self.wire == LEN))
+        wanted = (self.number == number) & (self.wire == LEN)
+        return self if wanted.all() else self.take(wanted)
 
     def unmerged(self) -> Fields:
         """Return the same fields, each taken for the only piece of a message of its own."""
@@ -109,8 +113,9 @@ def scan(buf: Bytes, messages: Spans) -> Fields:
         RecordError: a message is cut inside a field, or has an illegal tag.
     """
     steps: list[Fields] = []
+    ranks: list[Ints] = []
     at = messages.start.copy()
-    depth = np.zeros(len(messages), dtype=np.int64)
+    depth, seen = np.zeros((2, len(messages)), dtype=np.int64)
     live = np.flatnonzero(at < messages.end)
     while len(live):
         step, after = _read_fields(buf, messages, live, at[live])
@@ -118,10 +123,12 @@ def scan(buf: Bytes, messages: Spans) -> Fields:
         depth[live] += (step.wire == START_GROUP).astype(np.int64) - (step.wire == END_GROUP)
         _reject(messages, live, depth[live] < 0, "a group ends that never began")
         inside = (depth[live] > 0) | (step.wire == END_GROUP)
-        steps.append(step if not inside.any() else step.take(~inside))
+        steps.append(step.take(~inside) if inside.any() else step)
+        ranks.append(seen[steps[-1].parent])
+        seen[steps[-1].parent] += 1
         live = live[after < messages.end[live]]
     _reject(messages, np.arange(len(messages)), depth > 0, "a group never ends")
-    return _by_message(steps)
+    return _by_message(steps, _joined(ranks), offsets_of(seen))
 
 
 def _read_fields(buf: Bytes, messages: Spans, live: Ints, at: Ints) -> tuple[Fields, Ints]:
@@ -132,18 +139,14 @@ def _read_fields(buf: Bytes, messages: Spans, live: Ints, at: Ints) -> tuple[Fie
     number = (tags >> np.uint64(3)).astype(np.int64)
     wire = (tags & np.uint64(7)).astype(np.int64)
     _reject(messages, live, wire > FIXED32, "wire type 6 or 7 does not exist")
-    start, size = at, np.zeros(len(at), dtype=np.int64)
-    size[wire == FIXED32] = 4
-    size[wire == FIXED64] = 8
-    variable = np.flatnonzero((wire == VARINT) | (wire == LEN))
-    values, after, bad = get_varints(buf, at[variable], end[variable])
-    _reject(messages, live[variable], bad, "a varint is cut or longer than ten bytes")
-    is_len = wire[variable] == LEN
-    size[variable] = np.where(is_len, _clipped(values), after - at[variable])
-    start = at.copy()
-    start[variable[is_len]] = after[is_len]
+    values, after, bad = get_varints(buf, at, end)
+    is_len, is_varint = wire == LEN, wire == VARINT
+    _reject(messages, live, bad & (is_len | is_varint), "a varint is cut or longer than ten bytes")
+    start = np.where(is_len, after, at)
+    size = np.where(is_len, _clipped(values), np.where(is_varint, after - at, _FIXED_SIZES[wire]))
     _reject(messages, live, size > end - start, "a field reaches past the end of its message")
-    return Fields(Spans(start, start + size, messages.row[live]), live, number, wire), start + size
+    stop = start + size
+    return Fields(Spans(start, stop, messages.row[live]), live, number, wire), stop
 
 
 def _clipped(lengths: Words) -> Ints:
@@ -156,19 +159,20 @@ def _reject(messages: Spans, index: Ints, bad: Mask, what: str) -> None:
         malformed(int(messages.row[index[bad]].min()), what)
 
 
-def _by_message(steps: list[Fields]) -> Fields:
-    """Bring the fields of all steps into message order, keeping wire order within one."""
+def _by_message(steps: list[Fields], rank: Ints, bounds: Ints) -> Fields:
+    """Bring the fields of all steps into message order; ``rank`` is their place in theirs."""
     if len(steps) == 1:
         return steps[0]
     parent = _joined([step.parent for step in steps])
-    order = np.argsort(parent, kind="stable")
+    order = np.empty(len(parent), dtype=np.int64)
+    order[bounds[parent] + rank] = np.arange(len(parent))
     spans = Spans(
-        _joined([step.spans.start for step in steps])[order],
-        _joined([step.spans.end for step in steps])[order],
-        _joined([step.spans.row for step in steps])[order],
+        _joined([step.spans.start for step in steps]),
+        _joined([step.spans.end for step in steps]),
+        _joined([step.spans.row for step in steps]),
     )
-    number = _joined([step.number for step in steps])[order]
-    return Fields(spans, parent[order], number, _joined([step.wire for step in steps])[order])
+    number, wire = _joined([step.number for step in steps]), _joined([step.wire for step in steps])
+    return Fields(spans, parent, number, wire).take(order)
 
 
 def _joined(parts: list[Ints]) -> Ints:

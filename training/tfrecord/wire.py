@@ -58,20 +58,22 @@ def get_varints(buf: Bytes, at: Ints, end: Ints) -> tuple[Words, Ints, Mask]:
         The values, the position after each varint, and a mask of the items that have no
         complete varint of at most ten bytes there (their value and position are meaningless).
     """
-    values = np.zeros(len(at), dtype=np.uint64)
-    after = at.copy()
     bad = at >= end
-    live = np.flatnonzero(~bad)
-    for step in range(MAX_VARINT_BYTES):
+    if bad.all():
+        return np.zeros(len(at), dtype=np.uint64), at, bad
+    byte = buf[np.minimum(at, len(buf) - 1)]
+    values, after = (byte & np.uint8(0x7F)).astype(np.uint64), at + 1
+    live = np.flatnonzero((byte >= 0x80) & ~bad)
+    for step in range(1, MAX_VARINT_BYTES):
+        cut = after[live] >= end[live]
+        bad[live[cut]] = True
+        live = live[~cut]
+        if not len(live):
+            return values, after, bad
         byte = buf[after[live]]
         values[live] |= (byte & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * step)
         after[live] += 1
         live = live[byte >= 0x80]
-        if not len(live):
-            return values, after, bad
-        cut = after[live] >= end[live]
-        bad[live[cut]] = True
-        live = live[~cut]
     bad[live] = True
     return values, after, bad
 
@@ -91,22 +93,24 @@ def unpack_varints(buf: Bytes, starts: Ints, lengths: Ints) -> tuple[Words, Ints
     stream = gather(buf, starts, lengths)
     bounds = offsets_of(lengths)
     last = stream < 0x80
-    ended = np.concatenate(([0], np.cumsum(last)))
-    counts = ended[bounds[1:]] - ended[bounds[:-1]]
+    ends = np.flatnonzero(last)
+    counts = np.diff(np.searchsorted(ends, bounds))
     bad = np.zeros(len(starts), dtype=np.bool_)
     filled = np.flatnonzero(lengths)
     bad[filled] = ~last[bounds[filled + 1] - 1]
-    ends = np.flatnonzero(last)
-    begins = np.concatenate(([0], ends[:-1] + 1))[: len(ends)]
-    sizes = ends - begins + 1
-    values = (stream[begins] & np.uint8(0x7F)).astype(np.uint64)
-    live = np.flatnonzero(sizes > 1)
-    for step in range(1, MAX_VARINT_BYTES):
-        group = (stream[begins[live] + step] & np.uint8(0x7F)).astype(np.uint64)
-        values[live] |= group << np.uint64(7 * step)
-        live = live[sizes[live] > step + 1]
-    too_long = begins[sizes > MAX_VARINT_BYTES]
+    sizes = np.diff(ends, prepend=-1)
+    at = ends - sizes + 1
+    too_long = at[sizes > MAX_VARINT_BYTES]
     bad[np.searchsorted(bounds, too_long, side="right") - 1] = True
+    values = (stream[at] & np.uint8(0x7F)).astype(np.uint64)
+    live = np.flatnonzero(sizes > 1)
+    at = at[live]
+    for step in range(1, MAX_VARINT_BYTES):
+        at += 1
+        byte = stream[at]
+        values[live] |= (byte & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * step)
+        more = np.flatnonzero(byte >= 0x80)
+        live, at = (live, at) if len(more) == len(live) else (live[more], at[more])
     return values, counts, bad
 
 
@@ -125,18 +129,22 @@ def ragged_positions(starts: Ints, lengths: Ints) -> Ints:
 
 def copy_ranges(out: Bytes, at: Ints, source: Bytes, starts: Ints, lengths: Ints) -> None:
     """Copy each range of ``source`` to ``out``, range ``i`` beginning at ``out[at[i]]``."""
-    total = int(lengths.sum())
-    if total < _SLICE_COPY_BYTES * len(lengths):
-        out[ragged_positions(at, lengths)] = source[ragged_positions(starts, lengths)]
+    if _are_short(lengths):
+        out[ragged_positions(at, lengths)] = gather(source, starts, lengths)
         return
-    # An index array costs 16 bytes for each byte moved: not for long payloads.
     for to, begin, length in zip(at.tolist(), starts.tolist(), lengths.tolist(), strict=True):
         out[to : to + length] = source[begin : begin + length]
 
 
 def gather(source: Bytes, starts: Ints, lengths: Ints) -> Bytes:
     """Return the ranges of ``source`` joined into one array of ``lengths.sum()`` bytes."""
-    offsets = offsets_of(lengths)
-    out = np.empty(offsets[-1], dtype=np.uint8)
-    copy_ranges(out, offsets[:-1], source, starts, lengths)
+    if _are_short(lengths):
+        return source.take(ragged_positions(starts, lengths))
+    out = np.empty(lengths.sum(), dtype=np.uint8)
+    copy_ranges(out, offsets_of(lengths)[:-1], source, starts, lengths)
     return out
+
+
+def _are_short(lengths: Ints) -> bool:
+    """Tell whether an index array, 8 bytes for each byte moved, is worth it."""
+    return int(lengths.sum()) < _SLICE_COPY_BYTES * len(lengths)

@@ -342,7 +342,7 @@ def test_floats_narrow_and_overflow_is_refused():
     batch = pa.record_batch({"x": pa.array(values, pa.float64())})
     back = decode_records(encode_records(batch), batch.schema)["x"].to_pylist()
     assert back == [float(np.float32(0.1)), float("inf"), float("-inf"), None]
-    with pytest.raises(TFRecordError, match="'x'.*float32.*1e\\+300"):
+    with pytest.raises(TFRecordError, match=r"'x'.*float32.*1e\+300"):
         encoded(x=[1e300])
     nan = decode_records(encoded(x=[float("nan")]), batch.schema)["x"][0].as_py()
     assert np.isnan(nan)
@@ -371,9 +371,9 @@ def test_column_that_has_no_feature_is_named(column, words):
 
 
 def test_null_inner_list_and_triple_nesting_are_refused():
-    with pytest.raises(TFRecordError, match="'c'.*null"):
+    with pytest.raises(TFRecordError, match=r"'c'.*null"):
         encode_records(pa.record_batch({"c": [[[1], None]]}), SEQUENCE)
-    with pytest.raises(TFRecordError, match="'c'.*at most 2"):
+    with pytest.raises(TFRecordError, match=r"'c'.*at most 2"):
         encode_records(pa.record_batch({"c": [[[[1]]]]}), SEQUENCE)
 
 

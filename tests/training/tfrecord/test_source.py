@@ -197,7 +197,7 @@ def test_inference_does_not_depend_on_file_order(tfr, tmp_path):
 def test_inference_refuses_a_feature_of_two_kinds(tfr, tmp_path):
     foreign(tmp_path / "a", {"x": ("i", [1])})
     foreign(tmp_path / "b", {"x": ("f", [1.0])})
-    with pytest.raises(PySparkException, match="'x'.*int64_list in .*a and float_list in .*b"):
+    with pytest.raises(PySparkException, match=r"'x'.*int64_list in .*a and float_list in .*b"):
         load(tfr, tmp_path)
 
 
@@ -232,16 +232,30 @@ def test_damage_is_explained_in_the_drivers_exception(tfr, tmp_path):
         load(tfr, tmp_path / "out").collect()
 
 
-def test_failing_task_leaves_the_old_data_alone(tfr, tmp_path):
+def null_element(spark):
+    return spark.range(0, 50_000, 1, 2).selectExpr("if(id = 49999, array(null), array(id)) id")
+
+
+def killed_worker(spark):
+    def die(batches):
+        yield next(batches)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return spark.range(0, 50_000, 1, 2).mapInArrow(die, "id bigint")
+
+
+@pytest.mark.parametrize(
+    ("mode", "failing", "why"),
+    [
+        ("overwrite", null_element, "'id': expected no null array element"),
+        ("append", killed_worker, "Python worker exited unexpectedly"),
+    ],
+)
+def test_failing_task_leaves_the_old_data_alone(tfr, tmp_path, mode, failing, why):
     save(tfr.range(5), tmp_path / "out")
-    bad = tfr.range(0, 50_000, 1, 2).selectExpr("if(id = 49999, array(null), array(id)) id")
-    for mode in ("overwrite", "append"):
-        with pytest.raises(PySparkException):
-            save(bad, tmp_path / "out", mode)
-        assert load(tfr, tmp_path / "out").count() == 5
-        assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(PySparkException, match="'id': expected no null array element"):
-        save(bad, tmp_path / "new")
+    with pytest.raises(PySparkException, match=why):
+        save(failing(tfr), tmp_path / "out", mode)
+    assert load(tfr, tmp_path / "out").count() == 5
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -251,21 +265,21 @@ def test_full_disk_fails_with_the_path_and_keeps_the_old_data(tfr, tmp_path):
         pytest.skip("mounting a tmpfs is not permitted here")
     try:
         save(tfr.range(5), tmp_path / "out")
-        for mode in ("overwrite", "append"):
-            with pytest.raises(PySparkException, match=r"No space left.*\.out\.staging-.*part-"):
-                save(tfr.range(200_000), tmp_path / "out", mode)
-            assert load(tfr, tmp_path / "out").count() == 5
-            assert [p.name for p in tmp_path.iterdir()] == ["out"]
+        with pytest.raises(PySparkException, match=r"No space left.*\.out\.staging-.*part-"):
+            save(tfr.range(200_000), tmp_path / "out")
+        assert load(tfr, tmp_path / "out").count() == 5
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 WRITER = """
-    import sys, time
-    from pyspark.sql import SparkSession, functions as F
+    import sys, threading, time
+    from pyspark.sql import SparkSession
     from training.tfrecord import register
 
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    builder = SparkSession.builder.master("local[4]").config("spark.ui.enabled", "false")
+    spark = builder.getOrCreate()
     register(spark)
 
     def slow(batches):
@@ -273,38 +287,51 @@ WRITER = """
             yield batch
             time.sleep(0.05 if number < 3 else 600)
 
-    df = spark.range(0, 200_000, 1, 2).mapInArrow(slow, "id bigint")
-    df.write.format("tfrecord").mode(sys.argv[2]).save(sys.argv[1])
+    def write(mode, path):
+        df = spark.range(0, 200_000, 1, 2).mapInArrow(slow, "id bigint")
+        df.write.format("tfrecord").mode(mode).save(path)
+
+    for arguments in zip(("overwrite", "append"), sys.argv[1:]):
+        threading.Thread(target=write, args=arguments).start()
 """
 
 
-@pytest.mark.parametrize("mode", ["overwrite", "append"])
-def test_kill_9_of_a_writing_spark_leaves_the_old_data(tfr, tmp_path, mode):
-    out, script = tmp_path / "data" / "out", tmp_path / "writer.py"
-    save(tfr.range(5), out)
+def test_kill_9_of_a_writing_spark_leaves_the_old_data(tfr, tmp_path):
+    data, script = tmp_path / "data", tmp_path / "writer.py"
+    targets = {"overwrite": data / "replaced", "append": data / "extended"}
+    for out in targets.values():
+        save(tfr.range(5), out)
     script.write_text(textwrap.dedent(WRITER))
     writer = subprocess.Popen(
-        [sys.executable, str(script), str(out), mode],
+        [sys.executable, str(script), *map(str, targets.values())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
-        deadline = time.monotonic() + 60
-        while not any(f.stat().st_size for f in out.parent.glob(".out.staging-*/*/part-*")):
+        deadline = time.monotonic() + 150
+        while not all(staged(out) for out in targets.values()):
             assert writer.poll() is None, "the writer ended before it could be killed"
             assert time.monotonic() < deadline, "the writer staged nothing"
             time.sleep(0.1)
     finally:
-        os.killpg(writer.pid, signal.SIGKILL)
+        if writer.poll() is None:
+            os.killpg(writer.pid, signal.SIGKILL)
         writer.wait()
-    assert list(out.parent.glob(".out.staging-*")), "killed too late to prove anything"
-    assert load(tfr, out).count() == 5
-    assert load(tfr, tmp_path / "data" / "*").count() == 5
-    save(tfr.range(3), out, mode)
-    assert load(tfr, out).count() == (3 if mode == "overwrite" else 8)
-    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    assert all(staged(out) for out in targets.values()), "killed too late to prove anything"
+    assert load(tfr, data / "*").count() == 10
+    for (mode, out), count in zip(targets.items(), (3, 8), strict=True):
+        assert load(tfr, out).count() == 5
+        save(tfr.range(3), out, mode)
+        assert load(tfr, out).count() == count
+    assert sorted(p.name for p in data.iterdir()) == ["extended", "replaced"]
+
+
+def staged(out):
+    """Return whether a job has staged some, but not all, bytes for this target."""
+    files = out.parent.glob(f".{out.name}.staging-*/attempts/part-*")
+    return any(file.stat().st_size for file in files)
 
 
 def test_sidecars_of_several_directories_are_merged(tfr, tmp_path):

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+import recsys.ranks
+from recsys.dataset import Interactions
+from recsys.ranks import rank_queries
+
+
+class Fixed:
+    def __init__(self, table):
+        self.table = np.asarray(table, np.float32)
+
+    def scores(self, rows):
+        return self.table[rows].copy()
+
+
+def queries(labels, exclusions=None):
+    n = len(labels)
+    ragged = None
+    if exclusions is not None:
+        splits = np.cumsum([0, *map(len, exclusions)])
+        ragged = (np.concatenate([np.array(e, np.int32) for e in exclusions]), splits)
+    return Interactions(
+        user=np.arange(n),
+        user_id=np.array([b"u"] * n, np.object_),
+        label=np.array(labels, np.int32),
+        history=np.zeros((n, 0), np.int32),
+        weight=np.ones(n, np.float32),
+        exclusions=ragged,
+    )
+
+
+def test_ranks_and_lists_by_hand():
+    table = [[0.1, 0.3, 0.2], [0.9, 0.5, 0.7], [0.1, 0.2, 0.3]]
+    found = rank_queries("model", Fixed(table), queries([2, 0, -1]), 3, 2, 0)
+    np.testing.assert_array_equal(found.rank, [2, 1, 0])
+    np.testing.assert_array_equal(found.recommended, [[1, 2], [0, 2], [2, 1]])
+
+
+def test_exclusions_leave_the_ranking_and_the_lists():
+    table = [[3, 2, 1], [3, 2, 1], [3, 2, 1]]
+    masked = queries([2, 0, 1], [[0, -1], [0], [0, 2]])
+    found = rank_queries("model", Fixed(table), masked, 3, 3, 0)
+    np.testing.assert_array_equal(found.rank, [2, 0, 1])
+    np.testing.assert_array_equal(found.recommended, [[1, 2, -1], [1, 2, -1], [1, -1, -1]])
+
+
+def test_a_list_is_no_longer_than_the_corpus():
+    found = rank_queries("model", Fixed([[1, 2]]), queries([0]), 2, 10, 0)
+    assert found.recommended.tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("queries_per_block", [1, 7, 1000])
+def test_the_block_size_changes_nothing(monkeypatch, queries_per_block):
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 4, (50, 30))  # many ties
+    exclusions = [rng.integers(0, 30, size).tolist() for size in rng.integers(0, 5, 50)]
+    asked = queries(rng.integers(-1, 30, 50), exclusions)
+    whole = rank_queries("model", Fixed(table), asked, 30, 5, 0)
+    monkeypatch.setattr(recsys.ranks, "BLOCK_BYTES", 4 * 30 * queries_per_block)
+    found = rank_queries("model", Fixed(table), asked, 30, 5, 0)
+    np.testing.assert_array_equal(found.rank, whole.rank)
+    np.testing.assert_array_equal(found.recommended, whole.recommended)
+
+
+def test_no_block_is_larger_than_its_bytes(monkeypatch):
+    monkeypatch.setattr(recsys.ranks, "BLOCK_BYTES", 4 * 30 * 8)
+    sizes = []
+
+    class Watched(Fixed):
+        def scores(self, rows):
+            sizes.append(rows.stop - rows.start)
+            return super().scores(rows)
+
+    rank_queries("model", Watched(np.zeros((50, 30))), queries([0] * 50), 30, 5, 0)
+    assert sizes == [8] * 6 + [2]
+
+
+def test_the_seed_breaks_ties_alike_for_every_scorer():
+    asked = queries([0] * 200)
+    one, other, reseeded = (
+        rank_queries(name, Fixed(np.zeros((200, 10))), asked, 10, 1, seed).rank
+        for name, seed in (("model", 0), ("markov", 0), ("model", 1))
+    )
+    np.testing.assert_array_equal(one, other)
+    assert np.any(one != reseeded)
+    assert set(one) == set(range(1, 11))

@@ -1,0 +1,102 @@
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys.artifacts import ArtifactError, Scoring
+from serving_export.batch import score
+from serving_export.registry import connect
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture(scope="module")
+def users(spark, tiny, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("users") / "users")
+    rows = [
+        {
+            "user": f"user {n}",
+            "history": [tiny.item(n), tiny.item(n + 1)] if n % 3 else [],
+            "member": f"user {n}",
+            "basket": float(n) if n % 2 else None,
+            "exclusions": [tiny.item(0)],
+        }
+        for n in range(30)
+    ]
+    spark.createDataFrame(
+        rows,
+        "user string, history array<string>, member string, basket float, exclusions array<string>",
+    ).write.parquet(folder)
+    return folder, rows
+
+
+@pytest.fixture
+def config(registry, tiny):
+    connect(registry.uri)
+    return tiny.run_config(scoring={"k": 4})
+
+
+def test_every_user_gets_what_the_saved_model_answers(spark, users, config, world, tiny, tmp_path):
+    folder, rows = users
+    scoring = score(config, spark, folder, tmp_path / "scoring", "tiny@challenger")
+
+    assert Scoring.load(tmp_path / "scoring") == scoring
+    assert (scoring.num_users, scoring.k, scoring.model_version) == (30, 4, "1")
+    frame = pd.read_parquet(scoring.directory / scoring.destination).set_index("user")
+    assert set(frame["model"]) == {"tiny"}
+    assert set(frame["model_version"]) == {"1"}
+    assert sorted(p.name for p in scoring.directory.iterdir()) == [
+        "manifest.json", "recommendations",
+    ]  # fmt: skip
+    ids, scores = tiny.ask(
+        world.models["exact"],
+        [row["history"] for row in rows],
+        k=4,
+        exclusions=[row["exclusions"] for row in rows],
+        member=[row["member"] for row in rows],
+        basket=[float("nan") if row["basket"] is None else row["basket"] for row in rows],
+    )
+    names = [row["user"] for row in rows]
+    assert [frame.loc[name, "items"].tolist() for name in names] == ids
+    np.testing.assert_allclose(np.stack(frame.loc[names, "scores"]), scores, atol=1e-5)
+    assert len({tuple(row) for row in frame["items"]}) > 5
+
+
+def test_champion_is_scored_and_rescoring_replaces(spark, users, config, tmp_path):
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("tiny", "champion", "1")
+    try:
+        for k in (4, 2):
+            wanted = config.model_copy(
+                update={"scoring": config.scoring.model_copy(update={"k": k})}
+            )
+            score(wanted, spark, users[0], tmp_path)
+            frame = pd.read_parquet(tmp_path / "recommendations")
+            assert frame["items"].map(len).tolist() == [k] * 30
+    finally:
+        client.delete_registered_model_alias("tiny", "champion")
+
+
+def test_table(spark, users, config, tmp_path):
+    spark.sql(f"CREATE DATABASE scored LOCATION '{tmp_path / 'warehouse'}'")
+    try:
+        wanted = config.model_copy(
+            update={"scoring": config.scoring.model_copy(update={"table": "scored.daily"})}
+        )
+        for _ in range(2):
+            scoring = score(wanted, spark, users[0], tmp_path / "scoring", "tiny/1")
+        assert scoring.destination == "scored.daily"
+        assert spark.table("scored.daily").count() == 30
+        assert [p.name for p in (tmp_path / "scoring").iterdir()] == ["manifest.json"]
+    finally:
+        spark.sql("DROP DATABASE scored CASCADE")
+
+
+def test_without_champion_says_what_to_do_and_leaves_the_last_result(
+    spark, users, config, tmp_path
+):
+    (tmp_path / "scoring").mkdir()
+    (tmp_path / "scoring" / "kept").write_text("last result")
+    with pytest.raises(ArtifactError, match="no 'tiny@champion'.*recsys promote"):
+        score(config, spark, users[0], tmp_path / "scoring")
+    assert [p.name for p in (tmp_path / "scoring").iterdir()] == ["kept"]

@@ -1,0 +1,61 @@
+import pytest
+
+from recsys.artifacts import ArtifactError
+from serving_export.gate import against_baselines, against_champion
+
+
+def test_each_counting_baseline_is_compared_and_als_is_not(tiny, tmp_path):
+    lifts = {"popularity": 0.5, "als": -0.9, "markov": -0.02, "last_viewed": 0.0}
+    report = tiny.write_report(tmp_path, [1], lifts)
+    made = against_baselines(tiny.run_config(), report)
+    assert {c.rival: c.holds for c in made} == {
+        "popularity": True,
+        "last_viewed": True,
+        "markov": False,
+    }
+    assert [str(c) for c in made if not c.holds] == [
+        "ndcg@10 -2.0% over markov (interval -12.0% to +8.0%; fails, at least +0.0% is asked for)"
+    ]
+
+
+def test_margin_of_the_config_decides(tiny, tmp_path):
+    report = tiny.write_report(tmp_path, [1], {"popularity": 0.05})
+    config = tiny.run_config(gate={"metric": "ndcg@10", "min_lift_over_baselines": 0.06})
+    assert [c.holds for c in against_baselines(config, report)] == [False]
+
+
+def test_no_counting_baseline_is_an_error(tiny, tmp_path):
+    report = tiny.write_report(tmp_path, [1], {"als": 3.0})
+    with pytest.raises(ArtifactError, match=r"evaluation\.baselines"):
+        against_baselines(tiny.run_config(), report)
+
+
+def test_missing_metric_is_an_error(tiny, tmp_path):
+    report = tiny.write_report(tmp_path, [1], {"popularity": 3.0})
+    config = tiny.run_config(gate={"metric": "mrr@10"})
+    with pytest.raises(ArtifactError, match=r"lacks mrr@10 over popularity.*'ndcg@10'"):
+        against_baselines(config, report)
+
+
+def test_champion_is_compared_query_by_query(tiny, tmp_path):
+    ours = tiny.write_report(tmp_path / "ours", [1, 1, 1, 0] * 10, {})
+    theirs = tiny.write_report(tmp_path / "theirs", [1, 1, 0, 0] * 10, {})
+    config = tiny.run_config()
+    better = against_champion(config, ours, theirs, "4")
+    worse = against_champion(config, theirs, ours, "4")
+    assert better.rival == "champion version 4"
+    assert better.lift.value == pytest.approx(0.5)
+    assert better.holds
+    assert worse.lift.value == pytest.approx(-1 / 3)
+    assert worse.lift.low <= worse.lift.value <= worse.lift.high
+    assert not worse.holds
+
+
+@pytest.mark.parametrize(
+    ("ranks", "fingerprint"), [([1, 2, 3], "same data"), ([1, 2], "other data")]
+)
+def test_reports_of_different_queries_are_not_compared(tiny, tmp_path, ranks, fingerprint):
+    ours = tiny.write_report(tmp_path / "ours", [1, 2], {})
+    theirs = tiny.write_report(tmp_path / "theirs", ranks, {}, fingerprint)
+    with pytest.raises(ArtifactError, match="different queries"):
+        against_champion(tiny.run_config(), ours, theirs, "4")

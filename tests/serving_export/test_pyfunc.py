@@ -1,0 +1,99 @@
+import json
+import os
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from serving_export.registry import connect
+
+FRESH = """
+import json, os, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/tiny@challenger")
+frame = pd.DataFrame({"history": [["Ærtikel 00001"], None], "member": ["user 1", None]})
+answer = model.predict(frame, params={"k": 3})
+package = [name for name in sys.modules if name.split(".")[0] in ("recsys", "serving_export")]
+print(json.dumps({"ids": answer["ids"].tolist(), "package": package, "scann": "scann" in sys.modules,
+                  "keras": os.environ.get("TF_USE_LEGACY_KERAS")}))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(registry):
+    connect(registry.uri)
+    return mlflow.pyfunc.load_model("models:/tiny/1")
+
+
+def test_answers_as_the_saved_model(loaded, world, tiny):
+    histories = [[tiny.item(n), tiny.item(n + 1)] for n in range(6)] + [[]]
+    exclusions = [[tiny.item(n)] for n in range(6)] + [[tiny.item(0), tiny.item(1)]]
+    frame = pd.DataFrame({"history": histories, "exclusions": exclusions})
+    answer = loaded.predict(frame, params={"k": 4})
+    ids, scores = tiny.ask(world.models["exact"], histories, k=4, exclusions=exclusions)
+    assert answer["ids"].tolist() == ids
+    np.testing.assert_allclose(np.array(answer["scores"].tolist()), scores, atol=1e-5)
+
+
+def test_absent_columns_and_missing_cells_mean_unknown(loaded, tiny):
+    popular = [tiny.item(n) for n in range(3)]
+    frames = [
+        pd.DataFrame(index=[7]),
+        pd.DataFrame({"history": [None], "member": [None], "basket": [None]}),
+        pd.DataFrame({"history": [np.array([], object)], "basket": [np.nan]}),
+        pd.DataFrame({"member": [""], "exclusions": [None]}),
+    ]
+    answers = [loaded.predict(frame, params={"k": 3}) for frame in frames]
+    assert [answer["ids"].tolist() for answer in answers] == [[popular]] * 4
+    assert list(answers[0].index) == [7]
+
+
+def test_lists_end_where_nothing_is_left(loaded, tiny):
+    excluded = [tiny.item(n) for n in range(2, tiny.num_items)]
+    answer = loaded.predict(pd.DataFrame({"exclusions": [excluded, []]}), params={"k": 4})
+    assert answer["ids"].tolist()[0] == [tiny.item(0), tiny.item(1)]
+    assert [len(row) for row in answer["scores"]] == [2, 4]
+
+
+def test_many_rows_and_none(loaded, tiny):
+    histories = [[tiny.item(n % 40)] for n in range(2100)]
+    answer = loaded.predict(pd.DataFrame({"history": histories}), params={"k": 2})
+    assert len(answer) == 2100
+    assert answer["ids"].iloc[2080] == answer["ids"].iloc[0]
+    assert len(loaded.predict(pd.DataFrame({"history": []}), params={"k": 2})) == 0
+
+
+def test_signature_refuses_a_column_of_another_type(loaded):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="member"):
+        loaded.predict(pd.DataFrame({"member": [1.5]}))
+
+
+def test_exact_variant_stands_in_for_missing_ops(loaded, tiny, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "scann.scann_ops.py", None)
+    monkeypatch.delitem(sys.modules, "scann.scann_ops.py.scann_ops", raising=False)
+    fallback = mlflow.pyfunc.load_model("models:/tiny/1")
+    assert "ScaNN is not available" in caplog.text
+    frame = pd.DataFrame({"history": [[tiny.item(3)]]})
+    assert fallback.predict(frame).ids.tolist() == loaded.predict(frame).ids.tolist()
+
+
+def test_loads_in_a_fresh_process_without_the_package(registry, world, tiny, tmp_path):
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")
+    }
+    connect(registry.uri)
+    mlflow.MlflowClient().set_registered_model_alias("tiny", "challenger", "1")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", FRESH, registry.uri],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    ids, _ = tiny.ask(world.models["exact"], [[tiny.item(1)], []], k=3, member=["user 1", ""])
+    assert answer == {"ids": ids, "package": [], "scann": True, "keras": None}

@@ -1,0 +1,225 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from recsys import config
+from recsys.dataset import read_corpus
+from recsys.schema import Schema
+from serving_export import index
+from serving_export.index import ExactIndex, build
+from serving_export.retriever import Retriever, log_prior
+
+UNKNOWN = "🤷 no such id"
+
+
+@pytest.fixture(params=["scann", "exact"])
+def model(world, request):
+    return world.models[request.param]
+
+
+@pytest.fixture(scope="module")
+def seen_world(tiny, tmp_path_factory):
+    """Retrievers that exclude seen items, on exact search and on a small tree."""
+    root = tmp_path_factory.mktemp("seen")
+    data = tiny.write_data(root / "data", num_items=400, exclude_seen=True)
+    towers = tf.saved_model.load(str(tiny.write_model(data, root / "model").directory / "towers"))
+    corpus = read_corpus(data)
+    candidates = {n: tf.constant(v) for n, v in corpus.features.items()}
+    embeddings = towers.signatures["embed_candidate"](**candidates)["embedding"].numpy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "_BRUTE_FORCE_BELOW", 10)
+        patch.setattr(index, "_HASHED_BELOW", 20)
+        tree, report = build(embeddings, embeddings, config.Index(k=10, min_recall=0.5))
+    assert report.kind == "tree"
+    assert report.parameters["leaves_to_search"] < report.parameters["num_leaves"]
+    return {
+        name: SimpleNamespace(signatures=Retriever(towers, search, corpus, data).signatures())
+        for name, search in (("exact", ExactIndex(embeddings)), ("tree", tree))
+    }
+
+
+def test_both_variants_answer_alike(world, tiny):
+    histories = [[tiny.item(n), tiny.item(2 * n)] for n in range(20)]
+    ids, scores = tiny.ask(world.models["exact"], histories, k=12)
+    their_ids, their_scores = tiny.ask(world.models["scann"], histories, k=12)
+    assert ids == their_ids
+    assert len({tuple(row) for row in ids}) > 10
+    np.testing.assert_allclose(scores, their_scores, atol=1e-5)
+    assert (np.diff(scores) <= 0).all()
+
+
+@pytest.mark.parametrize(("k", "width"), [(-3, 0), (0, 0), (1, 1), (7, 7), (60, 60), (1000, 60)])
+def test_k_is_chosen_by_the_caller(model, tiny, k, width):
+    ids, scores = tiny.ask(model, [[tiny.item(1)], [tiny.item(2)]], k=k)
+    assert scores.shape == (2, width)
+    assert [len(set(row)) for row in ids] == [width, width]
+    assert np.isfinite(scores).all()
+
+
+def test_a_longer_list_begins_with_the_shorter(model, tiny):
+    (longer,), _ = tiny.ask(model, [[tiny.item(3)]], k=30)
+    (shorter,), _ = tiny.ask(model, [[tiny.item(3)]], k=4)
+    assert longer[:4] == shorter
+
+
+def test_excluded_items_give_their_place_to_the_next(model, tiny):
+    histories = [[tiny.item(1)], [tiny.item(2)]]
+    ids, _ = tiny.ask(model, histories, k=12)
+    exclusions = [ids[0][:5], [ids[1][0], UNKNOWN]]
+    answered, _ = tiny.ask(model, histories, k=6, exclusions=exclusions)
+    assert answered == [ids[0][5:11], ids[1][1:7]]
+
+
+def test_exclusions_of_one_query_do_not_touch_another(model, tiny):
+    (alone,), _ = tiny.ask(model, [[tiny.item(1)]], k=5)
+    answered, _ = tiny.ask(model, [[tiny.item(1)]] * 2, k=5, exclusions=[alone, []])
+    assert answered[1] == alone
+    assert not set(answered[0]) & set(alone)
+
+
+def test_what_is_left_comes_first_then_nothing(model, tiny):
+    left = {tiny.item(5), tiny.item(40), tiny.item(59)}
+    excluded = [tiny.item(n) for n in range(tiny.num_items) if tiny.item(n) not in left]
+    (ids,), (scores,) = tiny.ask(model, [[tiny.item(1)]], k=5, exclusions=[excluded])
+    assert set(ids[:3]) == left
+    assert ids[3:] == ["", ""]
+    assert np.isfinite(scores[:3]).all()
+    assert np.isneginf(scores[3:]).all()
+
+
+def test_everything_excluded(model, tiny):
+    everything = [tiny.item(n) for n in range(tiny.num_items)]
+    ids, scores = tiny.ask(model, [[tiny.item(1)], []], k=3, exclusions=[everything] * 2)
+    assert ids == [["", "", ""]] * 2
+    assert np.isneginf(scores).all()
+
+
+@pytest.mark.parametrize("history", [[], [UNKNOWN], ["", ""]])
+def test_cold_query_gets_popularity(model, tiny, history):
+    excluded = [tiny.item(1), tiny.item(3)]
+    ids, scores = tiny.ask(model, [history], k=4, exclusions=[excluded], member=[UNKNOWN])
+    assert ids == [[tiny.item(n) for n in (0, 2, 4, 5)]]
+    labels = np.maximum(50 - np.arange(60), 0)
+    expected = np.log((labels + 1) / (labels + 1).sum())[[0, 2, 4, 5]]
+    np.testing.assert_allclose(scores, [expected], rtol=1e-5)
+
+
+def test_known_user_or_known_item_is_not_cold(model, tiny):
+    popular = [tiny.item(n) for n in range(4)]
+    ids, _ = tiny.ask(
+        model, [[], [UNKNOWN, tiny.item(7)], []], k=4, member=["user 2", UNKNOWN, UNKNOWN]
+    )
+    assert ids[0] != popular
+    assert ids[1] != popular
+    assert ids[2] == popular
+
+
+def test_batches_of_none_and_one(model, tiny):
+    ids, scores = tiny.ask(model, [], k=5)
+    assert ids == []
+    assert scores.shape == (0, 5)
+    ids, scores = tiny.ask(model, [[]], k=5)
+    assert scores.shape == (1, 5)
+
+
+def test_answers_do_not_depend_on_the_batch(model, tiny):
+    histories = [[tiny.item(n)] for n in range(5)] + [[]]
+    together, _ = tiny.ask(model, histories, k=5)
+    assert together == [tiny.ask(model, [history], k=5)[0][0] for history in histories]
+
+
+def test_long_history_is_cut_to_what_training_saw(model, tiny):
+    long = [tiny.item(n) for n in range(20)]
+    ids, scores = tiny.ask(model, [long, long[-5:]], k=5)
+    assert ids[0] == ids[1]
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
+def test_towers_answer_as_their_own_signatures(model, tiny):
+    candidates = {"item_id": tf.constant([tiny.item(1), UNKNOWN]), "price": tf.constant([0.0, 1.0])}
+    embedding = model.signatures["embed_candidate"](**candidates)["embedding"]
+    assert embedding.shape == (2, 8)
+    assert "embed_query" in model.signatures
+    assert set(model.signatures["recommend"].structured_outputs) == {"ids", "scores"}
+
+
+@pytest.mark.parametrize("kind", ["exact", "tree"])
+@pytest.mark.parametrize("width", [1, 30, 390])
+def test_no_seen_item_returns_while_others_are_left(seen_world, tiny, kind, width):
+    seen = [[tiny.item((start + n) % 400) for n in range(width)] for start in range(0, 40, 4)]
+    ids, scores = tiny.ask(seen_world[kind], seen, k=10)
+    assert np.isfinite(scores).all()
+    checked = 0
+    for row, history in zip(ids, seen, strict=True):
+        assert len(set(row)) == 10
+        assert not set(row) & set(history)
+        checked += 1
+    assert checked == 10
+
+
+def test_seen_and_excluded_add_up(seen_world, tiny):
+    seen = [tiny.item(n) for n in range(200)]
+    excluded = [tiny.item(n) for n in range(200, 397)]
+    for retriever in seen_world.values():
+        (ids,), _ = tiny.ask(retriever, [seen], k=5, exclusions=[excluded])
+        assert set(ids[:3]) == {tiny.item(n) for n in (397, 398, 399)}
+        assert ids[3:] == ["", ""]
+
+
+def test_tree_finds_what_exact_search_finds_behind_many_exclusions(seen_world, tiny):
+    seen = [[tiny.item(n) for n in range(100, 350)]]
+    exact, scores = tiny.ask(seen_world["exact"], seen, k=20)
+    tree, their_scores = tiny.ask(seen_world["tree"], seen, k=20)
+    assert exact == tree
+    np.testing.assert_allclose(scores, their_scores, atol=1e-5)
+
+
+def test_schema_without_users_and_histories_is_never_cold(tiny, tmp_path):
+    data = tiny.write_data(tmp_path)
+    plain = [f for f in data.features.features if f.name not in ("history", "member")]
+    data = data.model_copy(update={"features": Schema(features=tuple(plain))})
+    last = np.zeros((60, 2), np.float32)
+    last[59, 0] = 1
+
+    def towers(**features):
+        return {"embedding": tf.ones([tf.shape(next(iter(features.values())))[0], 2])}
+
+    made = Retriever(
+        SimpleNamespace(signatures={"embed_query": towers, "embed_candidate": towers}),
+        ExactIndex(last),
+        read_corpus(data),
+        data,
+    )
+    answer = made.signatures()["recommend"](
+        country=tf.constant([UNKNOWN]),
+        basket=tf.constant([float("nan")]),
+        clicked_at=tf.constant([-1], tf.int64),
+        k=tf.constant(1),
+        exclusions=tf.zeros([1, 0], tf.string),
+    )
+    assert answer["ids"].numpy()[0, 0].decode() == tiny.item(59)
+
+
+def test_empty_vocabulary_makes_every_query_cold(tiny, tmp_path):
+    data = tiny.write_data(tmp_path)
+    towers = tf.saved_model.load(
+        str(tiny.write_model(data, tmp_path / "model").directory / "towers")
+    )
+    emptied = {}
+    for name, file in data.vocabularies.items():
+        (data.directory / file.path).write_text("")
+        emptied[name] = file.model_copy(update={"size": 0})
+    data = data.model_copy(update={"vocabularies": emptied})
+    made = Retriever(towers, ExactIndex(np.zeros((60, 8), np.float32)), read_corpus(data), data)
+    model = SimpleNamespace(signatures=made.signatures())
+    assert tiny.ask(model, [[tiny.item(9)]], k=2, member=["user 1"])[0] == [
+        [tiny.item(0), tiny.item(1)]
+    ]
+
+
+def test_prior_is_a_distribution_without_zeros(tiny, tmp_path):
+    corpus = read_corpus(tiny.write_data(tmp_path))
+    assert (corpus.labels == 0).any()
+    assert np.exp(log_prior(corpus)).sum() == pytest.approx(1, rel=1e-5)

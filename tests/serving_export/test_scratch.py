@@ -1,2 +1,0 @@
-def test_world(world, caplog):
-    print(world.exported)

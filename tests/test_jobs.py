@@ -1,0 +1,57 @@
+"""The scheduled job against the code: every command, option and dependency exists."""
+
+import re
+from pathlib import Path
+
+import typer
+import yaml
+
+from recsys.cli import app
+from recsys.pipeline import STEPS
+
+ROOT = Path(__file__).parents[1]
+
+
+def jobs():
+    bundle = yaml.safe_load((ROOT / "databricks.yml").read_text())
+    files = [file for pattern in bundle["include"] for file in ROOT.glob(pattern)]
+    assert files
+    return bundle, [yaml.safe_load(file.read_text())["resources"]["jobs"] for file in files]
+
+
+def test_each_task_calls_a_step_that_exists_with_options_it_has():
+    commands = typer.main.get_command(app).commands
+    _, found = jobs()
+    tasks = [task for job in found for entry in job.values() for task in entry["tasks"]]
+    assert len(tasks) == len(STEPS)
+    for task in tasks:
+        wheel = task["python_wheel_task"]
+        assert wheel["package_name"] == "clickstream_recommender"
+        assert wheel["entry_point"] == "recsys"
+        step, *arguments = wheel["parameters"]
+        assert step == task["task_key"]
+        options = {option for p in commands[step].params for option in p.opts}
+        given = [argument for argument in arguments if argument.startswith("--")]
+        assert given
+        assert set(given) <= options
+
+
+def test_tasks_run_in_the_order_of_the_steps():
+    _, found = jobs()
+    for job in found:
+        for entry in job.values():
+            names = [task["task_key"] for task in entry["tasks"]]
+            assert names == list(STEPS)
+            for before, task in zip(names, entry["tasks"][1:], strict=False):
+                assert task["depends_on"] == [{"task_key": before}]
+                assert task["job_cluster_key"] in {
+                    cluster["job_cluster_key"] for cluster in entry["job_clusters"]
+                }
+
+
+def test_every_variable_is_declared():
+    bundle, _ = jobs()
+    text = "".join(file.read_text() for file in ROOT.glob("training/jobs/*.job.yml"))
+    used = set(re.findall(r"\$\{var\.(\w+)\}", text))
+    assert used
+    assert used <= set(bundle["variables"])

@@ -1,0 +1,234 @@
+"""Exact metrics of the towers on the test window, beside the baselines, by slice, with intervals.
+
+Every query ranks the whole corpus, less its own exclusions where the data exclude seen items. A
+label that is not in the corpus counts as a miss. Metrics weigh every query alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.artifacts import (
+    MANIFEST,
+    ArtifactError,
+    Estimate,
+    EvaluationReport,
+    PreparedData,
+    TrainedModel,
+)
+from recsys.baselines import Scorer, counting_baseline
+from recsys.bootstrap import interval, relative_lift, resampled_means
+from recsys.config import RunConfig
+from recsys.dataset import Corpus, Interactions, read_corpus, read_interactions
+from recsys.metrics import coverage, novelty, per_query, self_information
+from recsys.ranks import Ranking, rank_queries
+from recsys.schema import Schema
+from training.als import als_baseline
+from training.embeddings import TwoTowerScorer
+from training.slices import slices
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_PER_QUERY = "per_query.npz"
+_MODEL = "model"
+
+
+def evaluate(
+    config: RunConfig,
+    data: PreparedData,
+    model: TrainedModel,
+    spark: SparkSession | None,
+    directory: Path,
+) -> EvaluationReport:
+    """Evaluate a trained model on the test window of the data it was made for.
+
+    Args:
+        config: `evaluation` says which k, baselines and intervals.
+        data: from `prepare`.
+        model: from `fit`, of the same schema.
+        spark: fits `als`; may be None where `als` is no baseline.
+        directory: receives `per_query.npz` and, last, the manifest.
+
+    Raises:
+        ArtifactError: the model has another schema than the data, or either cannot be read.
+    """
+    differing = _differences(model.features, data.features)
+    if differing or model.features.fingerprint != data.fingerprint:
+        raise ArtifactError(
+            f"{model.directory} is a SavedModel of another schema than {data.directory}; features "
+            f"that differ: {differing or 'their order'}. Run `recsys fit` on this data"
+        )
+    window = _read(data)
+    rankings = {_MODEL: _rank_towers(config, data, window, model.directory / model.towers)}
+    for name in config.evaluation.baselines:
+        rankings[name] = _rank(config, window, name, _baseline(config, window, name, spark))
+    return _write(_report(config, data, window, rankings, directory), window.queries, rankings)
+
+
+def evaluate_savedmodel(
+    config: RunConfig, data: PreparedData, savedmodel: Path, directory: Path
+) -> EvaluationReport:
+    """Evaluate any SavedModel with `embed_query` and `embed_candidate`, such as the champion.
+
+    Only the inputs that its signatures declare must be in the data; the vocabularies are its own.
+    The report has no baselines: they do not depend on the model.
+
+    Raises:
+        ArtifactError: the SavedModel reads features that the data lack, or cannot be read.
+    """
+    window = _read(data)
+    rankings = {_MODEL: _rank_towers(config, data, window, savedmodel)}
+    return _write(_report(config, data, window, rankings, directory), window.queries, rankings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The test queries, and what was known before them: training examples, validation examples."""
+
+    corpus: Corpus
+    queries: Interactions
+    known: list[Interactions]
+
+
+def _read(data: PreparedData) -> _Window:
+    if data.test.num_examples == 0:
+        raise ArtifactError(f"{data.directory} has no test example; change data.split")
+    corpus = read_corpus(data)
+    known = [data.train, *([data.validation] if data.validation.num_examples else [])]
+    return _Window(
+        corpus,
+        read_interactions(data, data.test, corpus),
+        [read_interactions(data, split, corpus) for split in known],
+    )
+
+
+def _baseline(config: RunConfig, window: _Window, name: str, spark: SparkSession | None) -> Scorer:
+    num_items = len(window.corpus)
+    if name == "als":
+        return als_baseline(spark, window.known, window.queries, num_items, config.seed)
+    return counting_baseline(name, window.known, window.queries, num_items)
+
+
+def _rank_towers(
+    config: RunConfig, data: PreparedData, window: _Window, savedmodel: Path
+) -> Ranking:
+    return _rank(config, window, _MODEL, TwoTowerScorer(savedmodel, data, window.corpus))
+
+
+def _rank(config: RunConfig, window: _Window, name: str, scorer: Scorer) -> Ranking:
+    depth = max(config.evaluation.k)
+    return rank_queries(name, scorer, window.queries, len(window.corpus), depth, config.seed)
+
+
+def _report(
+    config: RunConfig,
+    data: PreparedData,
+    window: _Window,
+    rankings: Mapping[str, Ranking],
+    directory: Path,
+) -> EvaluationReport:
+    settings, corpus, queries = config.evaluation, window.corpus, window.queries
+    values = {name: _metrics(r, corpus, settings.k) for name, r in rankings.items()}
+    resamples = {
+        name: resampled_means(
+            np.stack(list(metrics.values()), axis=1),
+            queries.user,
+            settings.bootstrap_samples,
+            config.seed,
+        )
+        for name, metrics in values.items()
+    }
+    estimates = {
+        name: _estimates(values[name], resamples[name], settings.confidence)
+        | _coverages(ranking, len(corpus), settings.k)
+        for name, ranking in rankings.items()
+    }
+    baselines = [name for name in rankings if name != _MODEL]
+    return EvaluationReport(
+        directory=directory,
+        num_queries=len(queries),
+        num_candidates=len(corpus),
+        window=(data.test.first_at, data.test.last_at),
+        data_fingerprint=data.fingerprint,
+        model=estimates[_MODEL],
+        baselines={name: estimates[name] for name in baselines},
+        lifts={
+            name: _lifts(
+                values[_MODEL],
+                values[name],
+                resamples[_MODEL],
+                resamples[name],
+                settings.confidence,
+            )
+            for name in baselines
+        },
+        slices=slices(values[_MODEL], queries, window.known[0], corpus),
+        per_query=_PER_QUERY,
+    )
+
+
+def _metrics(ranking: Ranking, corpus: Corpus, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    information = self_information(corpus.count)
+    novelties = {f"novelty@{k}": novelty(ranking.recommended[:, :k], information) for k in ks}
+    return per_query(ranking.rank, ks) | novelties
+
+
+def _estimates(
+    values: Mapping[str, NDArray[np.float64]], resamples: NDArray[np.float64], confidence: float
+) -> dict[str, Estimate]:
+    return {
+        metric: interval(float(value.mean()), resamples[:, column], confidence)
+        for column, (metric, value) in enumerate(values.items())
+    }
+
+
+def _coverages(ranking: Ranking, num_items: int, ks: Sequence[int]) -> dict[str, Estimate]:
+    # Coverage belongs to all lists together and is no mean over queries. Resampled users cover
+    # less than all users do, so a bootstrap would miss the value itself: no interval.
+    shares = {k: coverage(ranking.recommended[:, :k], num_items) for k in ks}
+    return {f"coverage@{k}": Estimate(value=s, low=s, high=s) for k, s in shares.items()}
+
+
+def _lifts(
+    model: Mapping[str, NDArray[np.float64]],
+    baseline: Mapping[str, NDArray[np.float64]],
+    model_resamples: NDArray[np.float64],
+    baseline_resamples: NDArray[np.float64],
+    confidence: float,
+) -> dict[str, Estimate]:
+    """Relative lifts of the accuracy metrics; more novelty is another list, not a better one."""
+    lifts = {}
+    for column, (metric, value) in enumerate(model.items()):
+        if metric.startswith("novelty"):
+            continue
+        both = model_resamples[:, column], baseline_resamples[:, column]
+        lift = relative_lift(value.mean(), baseline[metric].mean(), len(value))
+        lifts[metric] = interval(lift, relative_lift(*both, len(value)), confidence)
+    return lifts
+
+
+def _write(
+    report: EvaluationReport, queries: Interactions, rankings: Mapping[str, Ranking]
+) -> EvaluationReport:
+    report.directory.mkdir(parents=True, exist_ok=True)
+    # A manifest of an earlier evaluation must not stand beside ranks of this one.
+    (report.directory / MANIFEST).unlink(missing_ok=True)
+    ranks: dict[str, Any] = {f"rank_{name}": ranking.rank for name, ranking in rankings.items()}
+    np.savez_compressed(
+        report.directory / report.per_query, user=queries.user, label=queries.label, **ranks
+    )
+    return report.save()
+
+
+def _differences(model: Schema, data: Schema) -> list[str]:
+    """Names of the features that only one schema has, or that differ between them."""
+    ours = {feature.name: feature for feature in model.features}
+    theirs = {feature.name: feature for feature in data.features}
+    return sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
