@@ -35,6 +35,19 @@ class Ranking:
     recommended: NDArray[np.int32]
 
 
+class DotProduct:
+    """Scores of embedded queries `[n, dim]` against embedded candidates `[num_items, dim]`."""
+
+    def __init__(self, queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> None:
+        self._queries = queries
+        self._candidates = candidates.T.copy()
+
+    def scores(self, rows: slice) -> NDArray[np.float32]:
+        """Score `[rows, num_items]`."""
+        scores: NDArray[np.float32] = self._queries[rows] @ self._candidates
+        return scores
+
+
 def rank_queries(
     name: str, scorer: Scorer, queries: Interactions, num_items: int, k: int, seed: int
 ) -> Ranking:
@@ -60,7 +73,7 @@ def rank_queries(
         _exclude(scores, queries, rows)
         rank[rows] = rank_of_label(scores, queries.label[rows], uniform[rows])
         recommended[rows] = _top(scores, depth)
-    _log.info("ranked %d queries over %d items by %s", len(queries), num_items, name)
+    _log.debug("ranked %d queries over %d items by %s", len(queries), num_items, name)
     return Ranking(rank, recommended)
 
 

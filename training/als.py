@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _RANK = 64
 _ITERATIONS = 10
 _ALPHA = 40.0  # confidence 1 + alpha * weight: the value of the paper
+_PAIRS_PER_BLOCK = 50_000  # Spark's ten blocks make tasks of milliseconds out of small data
 _REGULARIZATION = 0.1  # times the number of a user's items, as Spark scales it
 
 
@@ -112,12 +113,15 @@ def fit_item_factors(
     """Item factors `[num_items, rank]`; zeros for items without a row in the table."""
     from pyspark.ml.recommendation import ALS
 
+    blocks = min(10, 1 + table.num_rows // _PAIRS_PER_BLOCK)
     als = ALS(
         rank=min(_RANK, num_items),
         maxIter=_ITERATIONS,
         regParam=_REGULARIZATION,
         implicitPrefs=True,
         alpha=_ALPHA,
+        numUserBlocks=blocks,
+        numItemBlocks=blocks,
         userCol="user",
         itemCol="item",
         ratingCol="weight",

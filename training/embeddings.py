@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError, PreparedData
 from recsys.dataset import Corpus, named_corruption, raw_batches
+from recsys.ranks import DotProduct
 
 _BATCH = 4096
+_SIGNATURES = ("embed_query", "embed_candidate")
 
 
-class TwoTowerScorer:
-    """Dot products of embedded queries with the embedded corpus.
+def two_tower_scorer(savedmodel: Path, data: PreparedData, corpus: Corpus) -> DotProduct:
+    """Embed the test queries and the corpus, to be compared by dot product.
 
     Args:
         savedmodel: folder of a SavedModel with `embed_query` and `embed_candidate`.
@@ -32,26 +34,16 @@ class TwoTowerScorer:
         ArtifactError: no such SavedModel, it reads features that the data lack, or it gives
             embeddings that are not finite.
     """
-
-    def __init__(self, savedmodel: Path, data: PreparedData, corpus: Corpus) -> None:
-        towers = _load(savedmodel)
-        query, candidate = (_signature(towers, savedmodel, name) for name in _SIGNATURES)
-        queries = raw_batches(data, data.test, _BATCH)
-        items = tf.data.Dataset.from_tensor_slices(dict(corpus.features)).batch(_BATCH)
-        where = f"{savedmodel} on {data.directory}"
-        _check_inputs(query, queries.element_spec, f"{where}: embed_query")
-        _check_inputs(candidate, items.element_spec, f"{where}: embed_candidate")
-        with named_corruption(data, data.test):
-            self._queries = _embed(query, queries, f"{where}: embed_query")
-        self._items = _embed(candidate, items, f"{where}: embed_candidate").T.copy()
-
-    def scores(self, rows: slice) -> NDArray[np.float32]:
-        """Score `[rows, num_items]` by dot product."""
-        scores: NDArray[np.float32] = self._queries[rows] @ self._items
-        return scores
-
-
-_SIGNATURES = ("embed_query", "embed_candidate")
+    towers = _load(savedmodel)
+    query, candidate = (_signature(towers, savedmodel, name) for name in _SIGNATURES)
+    queries = raw_batches(data, data.test, _BATCH)
+    items = tf.data.Dataset.from_tensor_slices(dict(corpus.features)).batch(_BATCH)
+    where = f"{savedmodel} on {data.directory}"
+    _check_inputs(query, queries.element_spec, f"{where}: embed_query")
+    _check_inputs(candidate, items.element_spec, f"{where}: embed_candidate")
+    with named_corruption(data, data.test):
+        embedded = _embed(query, queries, f"{where}: embed_query")
+    return DotProduct(embedded, _embed(candidate, items, f"{where}: embed_candidate"))
 
 
 def _load(savedmodel: Path) -> Any:

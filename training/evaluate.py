@@ -30,7 +30,7 @@ from recsys.metrics import coverage, novelty, per_query, self_information
 from recsys.ranks import Ranking, rank_queries
 from recsys.schema import Schema
 from training.als import als_baseline
-from training.embeddings import TwoTowerScorer
+from training.embeddings import two_tower_scorer
 from training.slices import slices
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _baseline(config: RunConfig, window: _Window, name: str, spark: SparkSession
 def _rank_towers(
     config: RunConfig, data: PreparedData, window: _Window, savedmodel: Path
 ) -> Ranking:
-    return _rank(config, window, _MODEL, TwoTowerScorer(savedmodel, data, window.corpus))
+    return _rank(config, window, _MODEL, two_tower_scorer(savedmodel, data, window.corpus))
 
 
 def _rank(config: RunConfig, window: _Window, name: str, scorer: Scorer) -> Ranking:

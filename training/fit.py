@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from recsys.artifacts import ArtifactError, PreparedData, TrainedModel
@@ -21,12 +22,14 @@ from recsys.dataset import (
     training_batches,
 )
 from recsys.features import FeatureEncoder
-from recsys.metrics import per_query, rank_of_label
+from recsys.metrics import per_query
 from recsys.models.retrieval import TwoTower
+from recsys.ranks import DotProduct, rank_queries
 from training.callbacks import EpochCheckpoints, EpochLog, FitState, Progress, Validation
 
 logger = logging.getLogger(__name__)
 
+_VALIDATION_BATCH = 4096
 LogMetrics = Callable[[dict[str, float], int], None]
 
 
@@ -108,8 +111,19 @@ class _Inputs:
         return model
 
     def validate(self, model: TwoTower) -> dict[str, float]:
-        """The monitored metric over the whole corpus, exactly."""
-        ...
+        """Metrics of the validation examples over the whole corpus, exactly."""
+        raw = raw_batches(self.data, self.data.validation, _VALIDATION_BATCH)
+        queries = np.concatenate([model.embed_queries(self.encoder(batch)) for batch in raw])
+        ranking = rank_queries(
+            "validation",
+            DotProduct(queries, model.embed_corpus().numpy()),
+            self._validation,
+            len(self.corpus),
+            k=1,
+            seed=self.config.seed,
+        )
+        k = int(self.config.train.monitor.split("@")[1])
+        return {name: float(values.mean()) for name, values in per_query(ranking.rank, [k]).items()}
 
     def _encode(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         row = self._rows.lookup(raw.pop("label"))

@@ -99,6 +99,11 @@ class TwoTower(tfrs.Model):
         """Metrics that are reset at the start of an epoch."""
         return [self._loss]
 
+    @tf.function(reduce_retracing=True)
+    def embed_queries(self, encoded: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Embed encoded query features as a server would, `[batch, embedding_dim]`."""
+        return self.query_tower(encoded, training=False)
+
     @tf.function
     def embed_corpus(self) -> tf.Tensor:
         """Embed every candidate, `[num_items, embedding_dim]`."""

@@ -83,8 +83,8 @@ def test_table(spark, users, config, tmp_path):
         wanted = config.model_copy(
             update={"scoring": config.scoring.model_copy(update={"table": "scored.daily"})}
         )
-        for _ in range(2):
-            scoring = score(wanted, spark, users[0], tmp_path / "scoring", "tiny/1")
+        spark.sql("CREATE TABLE scored.daily AS SELECT 'yesterday' AS user")
+        scoring = score(wanted, spark, users[0], tmp_path / "scoring", "tiny/1")
         assert scoring.destination == "scored.daily"
         assert spark.table("scored.daily").count() == 30
         assert [p.name for p in (tmp_path / "scoring").iterdir()] == ["manifest.json"]
@@ -97,6 +97,6 @@ def test_without_champion_says_what_to_do_and_leaves_the_last_result(
 ):
     (tmp_path / "scoring").mkdir()
     (tmp_path / "scoring" / "kept").write_text("last result")
-    with pytest.raises(ArtifactError, match="no 'tiny@champion'.*recsys promote"):
+    with pytest.raises(ArtifactError, match=r"no 'tiny@champion'.*recsys promote"):
         score(config, spark, users[0], tmp_path / "scoring")
     assert [p.name for p in (tmp_path / "scoring").iterdir()] == ["kept"]

@@ -18,8 +18,9 @@ model = mlflow.pyfunc.load_model("models:/tiny@challenger")
 frame = pd.DataFrame({"history": [["Ærtikel 00001"], None], "member": ["user 1", None]})
 answer = model.predict(frame, params={"k": 3})
 package = [name for name in sys.modules if name.split(".")[0] in ("recsys", "serving_export")]
-print(json.dumps({"ids": answer["ids"].tolist(), "package": package, "scann": "scann" in sys.modules,
-                  "keras": os.environ.get("TF_USE_LEGACY_KERAS")}))
+keras = os.environ.get("TF_USE_LEGACY_KERAS")
+scann = "scann" in sys.modules
+print(json.dumps({"ids": answer["ids"].tolist(), "ours": package, "scann": scann, "keras": keras}))
 """
 
 
@@ -42,14 +43,15 @@ def test_answers_as_the_saved_model(loaded, world, tiny):
 def test_absent_columns_and_missing_cells_mean_unknown(loaded, tiny):
     popular = [tiny.item(n) for n in range(3)]
     frames = [
-        pd.DataFrame(index=[7]),
         pd.DataFrame({"history": [None], "member": [None], "basket": [None]}),
         pd.DataFrame({"history": [np.array([], object)], "basket": [np.nan]}),
         pd.DataFrame({"member": [""], "exclusions": [None]}),
     ]
     answers = [loaded.predict(frame, params={"k": 3}) for frame in frames]
-    assert [answer["ids"].tolist() for answer in answers] == [[popular]] * 4
-    assert list(answers[0].index) == [7]
+    assert [answer["ids"].tolist() for answer in answers] == [[popular]] * 3
+    # MLflow's own check of the input loses the rows of a table without any column.
+    alone = loaded.unwrap_python_model().predict(None, pd.DataFrame(index=[7]), {"k": 3})
+    assert alone["ids"].to_dict() == {7: popular}
 
 
 def test_lists_end_where_nothing_is_left(loaded, tiny):
@@ -96,4 +98,4 @@ def test_loads_in_a_fresh_process_without_the_package(registry, world, tiny, tmp
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout.splitlines()[-1])
     ids, _ = tiny.ask(world.models["exact"], [[tiny.item(1)], []], k=3, member=["user 1", ""])
-    assert answer == {"ids": ids, "package": [], "scann": True, "keras": None}
+    assert answer == {"ids": ids, "ours": [], "scann": True, "keras": None}

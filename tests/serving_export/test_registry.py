@@ -39,11 +39,10 @@ def named(world, registry, client, tmp_path):
         """Versions that differ in their digest only; they share the files of the first."""
         made = []
         for n in range(1, count + 1):
-            client_version = client.create_model_version
             if n == 1:
                 client.create_registered_model(config.registry.model)
             source = client.get_model_version("tiny", registry.registered.model_version).source
-            created = client_version(config.registry.model, source, registry.run_id)
+            created = client.create_model_version(config.registry.model, source, registry.run_id)
             made.append(
                 RegisteredModel(
                     directory=tmp_path / f"registration {n}",
@@ -229,7 +228,7 @@ def test_download_is_whole_and_done_once(registry, client, tmp_path):
 def test_server_that_is_gone_fails_soon(registry):
     try:
         connect("http://127.0.0.1:9")
-        with pytest.raises(MlflowException, match="127.0.0.1"):
+        with pytest.raises(MlflowException, match=r"127\.0\.0\.1"):
             resolve("tiny@champion")
     finally:
         connect(registry.uri)

@@ -31,9 +31,13 @@ def test_error_keeps_what_was_there(tmp_path):
     target = tmp_path / "export"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(OSError, match="disk full"), replaced(target) as folder:
+
+    def fill(folder):
         (folder / "half").write_text("half")
         raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), replaced(target) as folder:
+        fill(folder)
     assert names(target) == ["old"]
     assert names(tmp_path) == ["export"]
 

@@ -44,16 +44,11 @@ def prepare(config: RunConfig, spark: SparkSession, directory: Path) -> Prepared
 
 def _clear(directory: Path) -> None:
     """Remove what an earlier attempt left, its manifest first."""
-    (directory / MANIFEST).unlink(missing_ok=True)
+    for manifest in (directory / MANIFEST, *directory.glob(f".{MANIFEST}.*")):
+        manifest.unlink(missing_ok=True)
     for name in ("train", "validation", "test", "corpus", "users", "vocabularies"):
         # Killed writers leave hidden siblings of what they were to write.
-        for left in (
-            directory / name,
-            *directory.glob(f".{name}.*"),
-            *directory.glob(".manifest*"),
-        ):
-            if left.is_dir():
+        for left in (directory / name, *directory.glob(f".{name}.*")):
+            if left.exists():
                 shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from recsys.config import ConfigError, Data, RunConfig, Source
 from recsys.schema import Feature
@@ -199,7 +199,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def _open(file: Path, encoding: str) -> IO[str]:
     openers = {".gz": gzip.open, ".bz2": bz2.open}
-    opener = openers.get(file.suffix, open)
+    opener: Any = openers.get(file.suffix, open)
     stream: IO[str] = opener(file, "rt", encoding=encoding, errors="replace", newline="")
     return stream
 

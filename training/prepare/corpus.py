@@ -61,11 +61,5 @@ def build_corpus(
 def _first(name: str) -> Column:
     """Return the value in the item's first event that has one, training events before others."""
     value = F.col(name)
-    key = F.struct(
-        (~F.col("trains")).alias("later"),
-        value.isNull().alias("none"),
-        "at",
-        "order",
-        value.alias("value"),
-    )
-    return F.min(key)["value"]
+    later, none = (~F.col("trains")).alias("later"), value.isNull().alias("none")
+    return F.min(F.struct(later, none, "at", "order", value.alias("value")))["value"]

@@ -51,14 +51,16 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
         counts = _count_windows(examples, corpus)
         _require_examples(counts, config, cleaned, points)
         vocabularies = write_vocabularies(events, schema, directory)
-        lines = read_vocabularies(spark, vocabularies, directory)
+        lines = read_vocabularies(spark, directory)
         check_no_leak(events, examples, lines, points)
         users = build_users(sequences, config, tables.homes)
         return PreparedData(
             directory=directory,
             features=schema,
             fingerprint=schema.fingerprint,
-            **write_examples(examples, config, directory, counts),
+            train=write_examples(examples, config, directory, counts["train"]),
+            validation=write_examples(examples, config, directory, counts["validation"]),
+            test=write_examples(examples, config, directory, counts["test"]),
             corpus=write_corpus(corpus, schema, directory),
             users="users",
             num_users=write_users(users, data.shards, directory),
@@ -113,7 +115,7 @@ def _count_windows(examples: DataFrame, corpus: DataFrame) -> dict[str, WindowCo
     labels = {"train": "labels", "validation": "validation_labels", "test": "test_labels"}
     items = corpus.filter("count = 0").agg(*(F.count_if(F.col(n) > 0) for n in labels.values()))
     cold_items = dict(zip(labels, items.first(), strict=True))
-    return {w: WindowCounts(*found[w], cold_items[w]) for w in SEES if w in found}
+    return {w: WindowCounts(w, *found[w], cold_items[w]) for w in SEES if w in found}
 
 
 def _require_examples(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ logger = logging.getLogger(__name__)
 class WindowCounts:
     """Examples of one window: how many, from when to when (microseconds), how many cold."""
 
+    window: str
     num_examples: int
     first_at: int
     last_at: int
@@ -31,9 +31,9 @@ class WindowCounts:
 
 
 def write_examples(
-    examples: DataFrame, config: RunConfig, directory: Path, counts: Mapping[str, WindowCounts]
-) -> dict[str, Examples]:
-    """Write every window to its folder and return what was written.
+    examples: DataFrame, config: RunConfig, directory: Path, count: WindowCounts
+) -> Examples:
+    """Write the examples of one window to the folder of its name.
 
     The shard of an example and its place in it depend on user, position and seed alone, so that
     the same input gives the same bytes on any cluster.
@@ -42,10 +42,10 @@ def write_examples(
         examples: see `build_examples`.
         config: the run's.
         directory: folder of the prepared data.
-        counts: by window.
+        count: what is to be written.
 
     Raises:
-        PrepareError: fewer records can be read back than were to be written.
+        PrepareError: another number of records is read back than was to be written.
     """
     key = ("user", "position")
     shuffled = F.xxhash64(*key, F.lit(config.seed))
@@ -57,23 +57,20 @@ def write_examples(
         *(["exclusions"] if config.data.exclude_seen else []),
         *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
     ]
-    written = {}
-    for window, count in counts.items():
-        shards = examples.filter(F.col("window") == window).repartition(config.data.shards, *key)
-        shards = shards.sortWithinPartitions(shuffled, *key).select(*fields)
-        num_files = _write_records(shards, directory / window, count.num_examples)
-        has_time = config.data.events.columns.time is not None
-        written[window] = Examples(
-            path=window,
-            num_examples=count.num_examples,
-            num_files=num_files,
-            first_at=to_datetime(count.first_at) if has_time else None,
-            last_at=to_datetime(count.last_at) if has_time else None,
-            num_cold_users=count.num_cold_users,
-            num_cold_items=count.num_cold_items,
-        )
-        logger.info("%s: %d examples", window, count.num_examples)
-    return written
+    own = examples.filter(F.col("window") == count.window).repartition(config.data.shards, *key)
+    shards = own.sortWithinPartitions(shuffled, *key).select(*fields)
+    num_files = _write_records(shards, directory / count.window, count.num_examples)
+    logger.info("%s: %d examples", count.window, count.num_examples)
+    has_time = config.data.events.columns.time is not None
+    return Examples(
+        path=count.window,
+        num_examples=count.num_examples,
+        num_files=num_files,
+        first_at=to_datetime(count.first_at) if has_time else None,
+        last_at=to_datetime(count.last_at) if has_time else None,
+        num_cold_users=count.num_cold_users,
+        num_cold_items=count.num_cold_items,
+    )
 
 
 def write_corpus(corpus: DataFrame, schema: Schema, directory: Path) -> Corpus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -32,7 +32,7 @@ def write_vocabularies(
         directory: folder of the prepared data.
     """
     features = schema.vocabularies
-    values = {feature.name: [] for feature in features}  # type: dict[str, list[str]]
+    values: dict[str, list[str]] = {feature.name: [] for feature in features}
     for row in _ranked(events, features).toLocalIterator(prefetchPartitions=True):
         values[row["feature"]].append(row["value"])
     (directory / FOLDER).mkdir(parents=True)
@@ -47,20 +47,11 @@ def write_vocabularies(
     return files
 
 
-def read_vocabularies(
-    spark: SparkSession, files: Mapping[str, VocabularyFile], directory: Path
-) -> DataFrame:
+def read_vocabularies(spark: SparkSession, directory: Path) -> DataFrame:
     """Return `feature` and `value` of every line, read back from the files."""
-    frames = [
-        spark.read.option("lineSep", "\n")
-        .text(str(directory / file.path))
-        .select(F.lit(name).alias("feature"), "value")
-        for name, file in files.items()
-    ]
-    result = frames[0]
-    for frame in frames[1:]:
-        result = result.unionAll(frame)
-    return result
+    lines = spark.read.option("lineSep", "\n").text(str(directory / FOLDER))
+    feature = F.regexp_extract("_metadata.file_name", r"(\w+)\.txt$", 1)
+    return lines.select(feature.alias("feature"), "value")
 
 
 def _ranked(events: DataFrame, features: Iterable[Feature]) -> DataFrame:

@@ -80,11 +80,27 @@ class WriteJob:
         """Hidden sibling of the target that all files of the job are in until it commits."""
         return self._sibling(STAGING)
 
+    def prepare(self) -> None:
+        """Create the staging directory, on the driver.
+
+        Tasks do not: one that starts after the job was aborted must not bring it back, and
+        one on a node without this file system must not write to a directory of its own.
+        """
+        self._attempts.mkdir(parents=True)
+
     def staged_path(self, part: StagedPart) -> Path:
-        """Return where an attempt writes; the directory exists afterwards."""
-        attempts = self.staging / "attempts"
-        attempts.mkdir(parents=True, exist_ok=True)
-        return attempts / part.staged_name
+        """Return where an attempt writes.
+
+        Raises:
+            TFRecordError: the staging directory is not there.
+        """
+        if not self._attempts.is_dir():
+            raise TFRecordError(
+                f"{self._attempts}: expected the job's staging directory, it is not there: another "
+                f"job has committed to {self.target} meanwhile (run one writer at a time), this "
+                "job was aborted, or the path is not mounted on every node."
+            )
+        return self._attempts / part.staged_name
 
     def commit(self, parts: Sequence[StagedPart], sidecar: str) -> None:
         """Make the parts visible, all at once, and remove what killed jobs left.
@@ -97,7 +113,6 @@ class WriteJob:
             TFRecordError: a staged file is gone.
             OSError: a rename or write failed; call ``abort``.
         """
-        self.staging.mkdir(parents=True, exist_ok=True)
         self._check_staged(parts)
         _restore(self.target)
         if self.target.exists():
@@ -129,14 +144,18 @@ class WriteJob:
         prefix = STAGING.format(name=self.target.name, job="")
         return [path for path in self.target.parent.iterdir() if path.name.startswith(prefix)]
 
+    @property
+    def _attempts(self) -> Path:
+        return self.staging / "attempts"
+
     def _check_staged(self, parts: Sequence[StagedPart]) -> None:
         for part in parts:
             path = self.staged_path(part)
             if not path.exists():
                 raise TFRecordError(
-                    f"{path}: expected the staged file of partition {part.partition}, it is gone: "
-                    f"another job has committed to {self.target} meanwhile, or a task ran where "
-                    "this path is not shared. Nothing was changed; run one writer at a time."
+                    f"{path}: expected the staged file of partition {part.partition}, it is not "
+                    "there, though its task has ended: is the path on shared storage? Nothing "
+                    f"was changed in {self.target}."
                 )
 
     def _replace(self, parts: Sequence[StagedPart], sidecar: str) -> None:

@@ -103,6 +103,7 @@ class TFRecordDataSource(DataSource):
         if present is not None:
             present.check_append(sidecar, target)
         job = WriteJob(target, uuid.uuid4().hex, overwrite)
+        job.prepare()
         return TFRecordWriter(job, sidecar, _EXTENSIONS[codec.lower()])
 
     def _record_type(self, sidecar: Sidecar | None) -> RecordType:

@@ -20,6 +20,7 @@ class Killed(BaseException):
 
 
 def stage(job, records):
+    job.prepare()
     parts = []
     for index, record in enumerate(records):
         part = StagedPart(index, 7, ".tfrecord")
@@ -141,6 +142,25 @@ def test_lost_staging_fails_and_keeps_the_old_data(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
+def test_task_that_starts_after_the_abort_cannot_bring_the_staging_back(tmp_path):
+    job = WriteJob(tmp_path / "out", "job", True)
+    parts = stage(job, NEW)
+    job.abort()
+    with pytest.raises(TFRecordError, match="this job was aborted"):
+        job.staged_path(parts[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staged_file_that_another_node_kept_to_itself_is_missed(tmp_path):
+    write(tmp_path / "out", OLD)
+    job = WriteJob(tmp_path / "out", "job", True)
+    parts = stage(job, NEW)
+    job.staged_path(parts[1]).unlink()
+    with pytest.raises(TFRecordError, match="partition 1, it is not there"):
+        job.commit(parts, "{}")
+    assert seen(job.target) == sorted(OLD)
+
+
 def test_failing_commit_then_abort_restores(tmp_path, monkeypatch, overwrite):
     target = tmp_path / "out"
     write(target, OLD, "first")

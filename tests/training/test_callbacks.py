@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import training.callbacks
+from training.callbacks import EpochCheckpoints, EpochLog, FitState, Validation
+
+
+def model_of(value):
+    model = tf.keras.Sequential([tf.keras.layers.Dense(1, use_bias=False)])
+    model.compile(optimizer=tf.keras.optimizers.Adam(0.1))
+    model.build([None, 2])
+    model.optimizer.build(model.trainable_variables)
+    model.set_weights([np.full((2, 1), value, np.float32)])
+    return model
+
+
+def run(checkpoints, values):
+    """Pretend to train: the weights of an epoch are its metric."""
+    model = model_of(0)
+    checkpoints.set_model(model)
+    for epoch, value in enumerate(values, start=checkpoints.state.epoch):
+        model.set_weights([np.full((2, 1), value, np.float32)])
+        checkpoints.on_epoch_end(epoch, {"ndcg@20": value, "loss": 1 - value})
+        if model.stop_training:
+            break
+    return model
+
+
+def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
+    checkpoints = EpochCheckpoints(tmp_path, "ndcg@20", patience=2)
+    run(checkpoints, [0.1, 0.3, 0.2, 0.25, 0.9])
+    assert checkpoints.state.stopped
+    assert (checkpoints.state.epoch, checkpoints.state.best_epoch) == (4, 2)
+    assert sorted(p.name for p in tmp_path.glob("epoch-*")) == ["epoch-0002", "epoch-0004"]
+    best = model_of(0)
+    assert checkpoints.restore_best(best).best("ndcg@20") == 0.3
+    assert best.get_weights()[0].ravel().tolist() == pytest.approx([0.3, 0.3])
+
+
+def test_a_new_process_resumes_with_weights_optimizer_and_curves(tmp_path):
+    model = run(EpochCheckpoints(tmp_path, "ndcg@20", patience=3), [0.1, 0.2])
+    model.optimizer.iterations.assign(7)
+    first = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
+    first.restore(model_of(0))
+    run_on = model_of(0)
+    again = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
+    state = again.restore(run_on)
+    assert state == FitState(
+        epoch=2, best_epoch=2, curves={"ndcg@20": [0.1, 0.2], "loss": [0.9, 0.8]}
+    )
+    assert run_on.get_weights()[0].ravel().tolist() == pytest.approx([0.2, 0.2])
+
+
+def test_without_a_checkpoint_it_starts_at_the_beginning(tmp_path):
+    checkpoints = EpochCheckpoints(tmp_path, "ndcg@20", patience=1)
+    assert checkpoints.restore(model_of(0)) == FitState()
+    assert FitState().best("ndcg@20") == -1.0
+
+
+def test_killed_between_checkpoint_and_state_the_epoch_counts_as_unfinished(tmp_path, monkeypatch):
+    run(EpochCheckpoints(tmp_path, "ndcg@20", patience=3), [0.1])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    checkpoints = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
+    checkpoints.restore(model_of(0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.callbacks, "write_atomically", killed)
+        run(checkpoints, [0.2])
+    model = model_of(0)
+    state = EpochCheckpoints(tmp_path, "ndcg@20", patience=3).restore(model)
+    assert state.epoch == 1
+    assert model.get_weights()[0].ravel().tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_validation_reaches_later_callbacks_and_the_log():
+    logs = {"loss": 1.0}
+    seen = []
+    Validation(lambda: {"ndcg@20": 0.5}).on_epoch_end(0, logs)
+    EpochLog(lambda metrics, step: seen.append((metrics, step))).on_epoch_end(0, logs)
+    assert seen == [({"loss": 1.0, "ndcg@20": 0.5}, 1)]
+
+
+def test_state_round_trip(tmp_path):
+    state = FitState(epoch=3, best_epoch=1, stopped=True, curves={"a": [1.0]})
+    assert FitState.model_validate(json.loads(state.model_dump_json())) == state

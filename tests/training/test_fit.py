@@ -1,0 +1,98 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from recsys.artifacts import ArtifactError, TrainedModel
+from recsys.baselines import counting_baseline
+from recsys.config import RunConfig
+from recsys.dataset import read_corpus, read_interactions
+from recsys.metrics import per_query
+from recsys.ranks import rank_queries
+from training.embeddings import two_tower_scorer
+from training.fit import fit
+
+FIT = """
+import sys
+from pathlib import Path
+from recsys.artifacts import PreparedData
+from recsys.config import RunConfig
+from training.fit import fit
+config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+fit(config, PreparedData.load(Path(sys.argv[2])), Path(sys.argv[3]))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(config, prepared, tmp_path_factory):
+    logged = []
+    directory = tmp_path_factory.mktemp("fit")
+    model = fit(config, prepared, directory, "run", lambda m, step: logged.append((step, m)))
+    return model, logged
+
+
+def test_the_model_learns_what_was_planted(trained, config, prepared):
+    model, _ = trained
+    corpus = read_corpus(prepared)
+    queries = read_interactions(prepared, prepared.test, corpus)
+    known = [read_interactions(prepared, prepared.train, corpus)]
+    scorers = {
+        "towers": two_tower_scorer(model.directory / model.towers, prepared, corpus),
+        "popularity": counting_baseline("popularity", known, queries, len(corpus)),
+    }
+    hits = {
+        name: per_query(rank_queries(name, s, queries, len(corpus), 1, seed=1).rank, [1])
+        for name, s in scorers.items()
+    }
+    assert hits["towers"]["recall@1"].mean() > 0.6
+    assert hits["popularity"]["recall@1"].mean() < 0.2
+
+
+def test_the_manifest_tells_the_training(trained, config):
+    model, logged = trained
+    assert TrainedModel.load(model.directory).model_dump() == model.model_dump()
+    curve = model.curves[config.train.monitor]
+    assert [step for step, _ in logged] == list(range(1, len(curve) + 1))
+    assert curve[model.best_epoch - 1] == max(curve)
+    assert model.mlflow_run_id == "run"
+    assert model.versions["tensorflow"] == tf.__version__
+
+
+def test_killed_in_the_middle_it_ends_like_an_undisturbed_one(trained, config, prepared, tmp_path):
+    undisturbed, _ = trained
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [
+        sys.executable,
+        "-c",
+        FIT,
+        str(tmp_path / "config.json"),
+        str(prepared.directory),
+        str(tmp_path / "model"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    state = tmp_path / "model" / "checkpoints" / "state.json"
+    deadline = time.monotonic() + 120
+    while not state.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.is_file(), process.stderr.read().decode()
+    assert not TrainedModel.exists(tmp_path / "model")
+    resumed = fit(config, prepared, tmp_path / "model")
+    monitor = config.train.monitor
+    assert resumed.best_epoch == undisturbed.best_epoch
+    np.testing.assert_allclose(resumed.curves[monitor], undisturbed.curves[monitor], rtol=1e-6)
+    assert not list((tmp_path / "model").glob(".*unfinished"))
+
+
+def test_data_of_another_schema_are_refused(config, prepared, tmp_path):
+    changed = config.model_dump()
+    changed["features"] = [f for f in changed["features"] if f["name"] != "price"]
+    with pytest.raises(ArtifactError, match="prepared for other features"):
+        fit(RunConfig.model_validate(changed), prepared, tmp_path)
+    assert os.listdir(tmp_path) == []
