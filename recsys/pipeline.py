@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from recsys import summary
 from recsys.artifacts import (
     MANIFEST,
+    ArtifactError,
     EvaluationReport,
     ExportedModel,
     Manifest,
@@ -27,6 +29,7 @@ from recsys.config import RunConfig
 from recsys.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import SparkSession
 
     from training.tracking import Tracker
@@ -43,6 +46,8 @@ STEPS: dict[str, tuple[str, type[Manifest]]] = {
     "promote": ("promotion", Promotion),
     "score": ("scoring", Scoring),
 }
+_SHOWN_USERS = 3
+_SHOWN_ITEMS = 5
 M = TypeVar("M", bound=Manifest)
 
 
@@ -114,6 +119,63 @@ class Run:
         self._tracker = self._tracker or Tracker.open(self.config, self.folder.path)
         return self._tracker
 
+    def summary(self) -> str:
+        """What the run has brought so far, for a person."""
+        report = self.load("evaluate", EvaluationReport)
+        metric = self.config.registry.gate.metric
+        parts = [
+            f"{self.config.name}: {report.num_queries} test queries over {report.num_candidates} "
+            f"items, seen items {'excluded' if self.config.data.exclude_seen else 'allowed'}",
+            summary.metrics_table(report, int(metric.split("@")[1])),
+            summary.lifts_table(report, metric),
+            summary.slices_table(report.slices, metric),
+        ]
+        if RegisteredModel.exists(self.directory("register")):
+            registered = self.load("register", RegisteredModel)
+            lines = summary.export_lines(self.load("export", ExportedModel))
+            lines += summary.decision_lines(
+                registered, self._if_finished("promote", Promotion), self._if_finished("score", Scoring)
+            )
+            shown = self._ask(f"{registered.name}/{registered.model_version}", None, _SHOWN_ITEMS)
+            parts += ["\n".join(lines), "\n".join(summary.recommendation_lines(shown))]
+        return "\n\n".join(parts)
+
+    def recommend(self, user: str, k: int, alias: str) -> str:
+        """Recommendations of a registered model to one user of this run, readable.
+
+        Raises:
+            ArtifactError: the run has no such user, or the registry no such alias.
+        """
+        shown = self._ask(f"{self.config.registry.model}@{alias}", user, k)
+        return "\n".join(summary.recommendation_lines(shown))
+
+    def _ask(self, model: str, user: str | None, k: int) -> list[summary.Recommendation]:
+        """Ask a registered model for one user, or for a few that have a history."""
+        from recsys.dataset import read_corpus
+        from serving_export.registry import connect, recommend
+
+        connect(self.tracker.uri)
+        data = self.load("prepare", PreparedData)
+        queries = _queries(data, user)
+        corpus = read_corpus(data)
+        names = {i.decode(): n.decode() for i, n in zip(corpus.item, corpus.name, strict=True)}
+        answers = recommend(model, queries.drop(columns="user"), k)
+        histories = [f.name for f in data.features.item_histories[:1]]
+        pasts = queries[histories[0]] if histories else [[]] * len(queries)
+        return [
+            summary.Recommendation(
+                user=who,
+                history=[names.get(item, item) for item in past],
+                items=[(names[i], score) for i, score in zip(ids, scores, strict=True)],
+            )
+            for who, past, ids, scores in zip(
+                queries["user"], pasts, answers["ids"], answers["scores"], strict=True
+            )
+        ]
+
+    def _if_finished(self, step: str, kind: type[M]) -> M | None:
+        return self.load(step, kind) if kind.exists(self.directory(step)) else None
+
     def _invalidate(self, step: str) -> None:
         """Remove a finished result that is made again, and what later steps made of it.
 
@@ -154,29 +216,37 @@ class Run:
         export(self.config, data, model, directory)
 
     def _register(self, directory: Path) -> None:
-        from serving_export.registry import register
+        from serving_export.registry import connect, register
 
+        connect(self.tracker.uri)
         exported = self.load("export", ExportedModel)
         report = self.load("evaluate", EvaluationReport)
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:
-        from serving_export.registry import champion, promote
+        from serving_export.registry import champion, connect, promote
         from training.evaluate import evaluate_savedmodel
 
         registered = self.load("register", RegisteredModel)
         report = self.load("evaluate", EvaluationReport)
+        connect(self.tracker.uri)
         present = champion(self.config, directory)
         rival = None
-        if present is not None and present.version != registered.model_version:
+        if present is not None and present[0] != registered.model_version:
             data = self.load("prepare", PreparedData)
-            rival = evaluate_savedmodel(self.config, data, present.path, directory / "champion")
+            try:
+                rival = evaluate_savedmodel(self.config, data, present[1], directory / "champion")
+            except ArtifactError as error:
+                logger.warning("the champion cannot be compared: %s", error)
         promote(self.config, registered, report, rival, directory)
 
     def _score(self, directory: Path) -> None:
         from serving_export.batch import score
+        from serving_export.registry import connect
 
-        score(self.config, self.spark, self.load("prepare", PreparedData), directory)
+        connect(self.tracker.uri)
+        data = self.load("prepare", PreparedData)
+        score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
 
 
 def _test_metrics(report: EvaluationReport) -> dict[str, float]:
@@ -188,3 +258,21 @@ def _test_metrics(report: EvaluationReport) -> dict[str, float]:
         for scorer, metrics in scorers.items()
         for metric, estimate in metrics.items()
     }
+
+
+def _queries(data: PreparedData, user: str | None) -> pd.DataFrame:
+    """Query features of one user, or of the first few users with the longest histories."""
+    import pyarrow.parquet as pq
+
+    folder = data.directory / data.users
+    if user is not None:
+        found = pq.read_table(folder, filters=[("user", "=", user)]).to_pandas()
+        if found.empty:
+            raise ArtifactError(f"{folder} has no user {user!r}: ids are those of the click table")
+        return found
+    # One file is enough to find users to show, and stays small where the table is large.
+    first = pq.read_table(sorted(folder.glob("*.parquet"))[0]).to_pandas()
+    histories = [f.name for f in data.features.item_histories[:1]]
+    if histories:
+        first = first.sort_values(histories[0], key=lambda past: -past.str.len(), kind="stable")
+    return first.head(_SHOWN_USERS)

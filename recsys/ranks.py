@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ from tqdm import tqdm
 from recsys.baselines import Scorer
 from recsys.dataset import Interactions
 from recsys.metrics import rank_of_label
-
-_log = logging.getLogger(__name__)
 
 #: Bytes of one block of scores. Far below what memory allows: a block that stays near the
 #: processor's cache is scored and ranked three times faster than one of 256 MB.
@@ -73,7 +70,6 @@ def rank_queries(
         _exclude(scores, queries, rows)
         rank[rows] = rank_of_label(scores, queries.label[rows], uniform[rows])
         recommended[rows] = _top(scores, depth)
-    _log.debug("ranked %d queries over %d items by %s", len(queries), num_items, name)
     return Ranking(rank, recommended)
 
 

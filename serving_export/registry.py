@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pandas as pd
@@ -59,6 +59,13 @@ class ModelVersion:
     def uri(self) -> str:
         """Address for MLflow, `models:/name/version`."""
         return f"models:/{self.name}/{self.version}"
+
+
+class Champion(NamedTuple):
+    """The present champion, and a local copy of its exact SavedModel."""
+
+    version: str
+    path: Path
 
 
 def connect(tracking_uri: str) -> None:
@@ -129,14 +136,27 @@ def register(
     ).save()
 
 
-def champion(config: RunConfig, directory: Path) -> tuple[str, Path] | None:
-    """Version of the champion and a local copy of its exact SavedModel; None without champion."""
+def recommend(reference: str, queries: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Ask a registered model: `ids` and `scores` per row of queries, best first.
+
+    Args:
+        reference: see `resolve`.
+        queries: query features by name, and maybe `exclusions`; absent columns are unknown.
+        k: number of items.
+    """
+    model = mlflow.pyfunc.load_model(resolve(reference).uri).unwrap_python_model()
+    answers: pd.DataFrame = model.predict(None, queries, {"k": k})
+    return answers
+
+
+def champion(config: RunConfig, directory: Path) -> Champion | None:
+    """Find the champion and copy its exact SavedModel below `directory`; None without champion."""
     try:
         found = resolve(f"{config.registry.model}@{CHAMPION}")
     except ArtifactError:
         return None
     copy = directory / f"{found.name}-{found.version}-exact"
-    return found.version, download(found, copy, "artifacts/exact")
+    return Champion(found.version, download(found, copy, "artifacts/exact"))
 
 
 def promote(

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +96,15 @@ def prepared(
     from training.prepare import prepare
 
     return prepare(config, spark, tmp_path_factory.mktemp("run") / "data")
+
+
+@pytest.fixture(scope="session")
+def finished_run(clicks_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that went through all steps by the command; treat as read-only."""
+    folder = tmp_path_factory.mktemp("runs") / "planted"
+    command = [Path(sys.executable).with_name("recsys"), "run", "--config", clicks_config]
+    answer = subprocess.run(
+        [*map(str, command), "--run-dir", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return folder

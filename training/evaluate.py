@@ -6,6 +6,7 @@ label that is not in the corpus counts as a miss. Metrics weigh every query alik
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from training.slices import slices
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
 
 _PER_QUERY = "per_query.npz"
 _MODEL = "model"
@@ -124,7 +127,9 @@ def _rank_towers(
 
 def _rank(config: RunConfig, window: _Window, name: str, scorer: Scorer) -> Ranking:
     depth = max(config.evaluation.k)
-    return rank_queries(name, scorer, window.queries, len(window.corpus), depth, config.seed)
+    ranking = rank_queries(name, scorer, window.queries, len(window.corpus), depth, config.seed)
+    logger.info("%s: ranked %d queries over %d items", name, len(ranking.rank), len(window.corpus))
+    return ranking
 
 
 def _report(

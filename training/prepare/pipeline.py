@@ -43,7 +43,7 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
         cleaned = clean_events(tables, config)
         stack.callback(cleaned.cached.unpersist)
         points = split_points(data.split, cleaned.last_at) if data.split.kind == "time" else None
-        sequences = _persisted(_sequences(cleaned, tables, config, points), stack)
+        sequences = _persisted(build_sequences(cleaned, tables, config, points), stack)
         events = flat_events(sequences)
         report = cleaned.report | _count_set_aside(events, config)
         examples = _persisted(build_examples(sequences, config, tables.homes), stack)
@@ -78,10 +78,17 @@ def _persisted(frame: DataFrame, stack: ExitStack) -> DataFrame:
     return kept
 
 
-def _sequences(
+def build_sequences(
     cleaned: Cleaned, tables: Tables, config: RunConfig, points: SplitPoints | None
 ) -> DataFrame:
-    """Bring events into order, windows and levels, and collect them by user or session."""
+    """Bring events into order, windows and levels, and collect them by user or session.
+
+    Args:
+        cleaned: the events.
+        tables: features of users and items are taken from them.
+        config: the run's.
+        points: of a time split, else None.
+    """
     data = config.data
     ordered = order_events(attach_features(cleaned.events, tables, config.schema_), data)
     windowed = assign_windows(ordered, data, points)
@@ -110,12 +117,19 @@ def _count_set_aside(events: DataFrame, config: RunConfig) -> dict[str, int]:
 def _count_windows(examples: DataFrame, corpus: DataFrame) -> dict[str, WindowCounts]:
     """Return the counts of train, validation and test; of an empty window, none."""
     cold = F.count_distinct(F.when(~F.col("warm"), F.col("user")))
-    rows = examples.groupBy("window").agg(F.count(F.lit(1)), F.min("at"), F.max("at"), cold)
-    found = {row[0]: row[1:] for row in rows.collect()}
+    rows = examples.groupBy("window").agg(
+        F.count(F.lit(1)).alias("num_examples"),
+        F.min("at").alias("first_at"),
+        F.max("at").alias("last_at"),
+        cold.alias("num_cold_users"),
+    )
     labels = {"train": "labels", "validation": "validation_labels", "test": "test_labels"}
     items = corpus.filter("count = 0").agg(*(F.count_if(F.col(n) > 0) for n in labels.values()))
     cold_items = dict(zip(labels, items.first(), strict=True))
-    return {w: WindowCounts(w, *found[w], cold_items[w]) for w in SEES if w in found}
+    return {
+        row["window"]: WindowCounts(num_cold_items=cold_items[row["window"]], **row.asDict())
+        for row in rows.collect()
+    }
 
 
 def _require_examples(

@@ -72,10 +72,8 @@ def add_labels(events: DataFrame, data: Data) -> DataFrame:
     """
     scope = _scope(data)
     # Without a row frame, peers belong to the running sum: they are taken off again.
-    until, peers = (
-        Window.partitionBy(*scope).orderBy("at", "order"),
-        Window.partitionBy(*scope, "at", "order"),
-    )
+    until = Window.partitionBy(*scope).orderBy("at", "order")
+    peers = Window.partitionBy(*scope, "at", "order")
     earlier = F.lit(0).cast("bigint")
     for window, level in SEES.items():
         visible = (F.col("level") <= level).cast("int")

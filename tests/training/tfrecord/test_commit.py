@@ -141,7 +141,6 @@ def test_lost_staging_fails_and_keeps_the_old_data(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
 def test_task_that_starts_after_the_abort_cannot_bring_the_staging_back(tmp_path):
     job = WriteJob(tmp_path / "out", "job", True)
     parts = stage(job, NEW)
@@ -161,6 +160,7 @@ def test_staged_file_that_another_node_kept_to_itself_is_missed(tmp_path):
     assert seen(job.target) == sorted(OLD)
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
 def test_failing_commit_then_abort_restores(tmp_path, monkeypatch, overwrite):
     target = tmp_path / "out"
     write(target, OLD, "first")

@@ -1,0 +1,111 @@
+"""What a person reads at the end of a run, as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from recsys.artifacts import (
+    Estimate,
+    EvaluationReport,
+    ExportedModel,
+    Promotion,
+    RegisteredModel,
+    Scoring,
+)
+
+_SHOWN = ("recall", "ndcg", "mrr", "coverage", "novelty")
+_HISTORY = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """A user's latest items, oldest first, and what is recommended, best first; readable names."""
+
+    user: str
+    history: Sequence[str]
+    items: Sequence[tuple[str, float]]
+
+
+def metrics_table(report: EvaluationReport, k: int) -> str:
+    """Rows of model and baselines, columns of metrics at k; the model with its intervals."""
+    metrics = [f"{name}@{k}" for name in _SHOWN]
+    rows = [["", *metrics], ["model", *(f"{report.model[m].value:.4f}" for m in metrics)]]
+    rows.append(["", *(_interval(report.model[m]) for m in metrics)])
+    for name, values in report.baselines.items():
+        rows.append([name, *(f"{values[m].value:.4f}" for m in metrics)])
+    return _aligned(rows)
+
+
+def lifts_table(report: EvaluationReport, metric: str) -> str:
+    """Relative lift of the model over each baseline, with its interval."""
+    rows = [[f"lift in {metric} over", "", "interval"]]
+    for name, lifts in report.lifts.items():
+        lift = lifts[metric]
+        rows.append([name, f"{lift.value:+.1%}", f"{lift.low:+.1%} to {lift.high:+.1%}"])
+    return _aligned(rows)
+
+
+def export_lines(exported: ExportedModel) -> list[str]:
+    """Index and folders of the two variants."""
+    index = exported.index
+    return [
+        f"index      {index.kind}, recall@{index.k} {index.recall:.4f} against exact search, "
+        f"{index.bytes / 2**20:.1f} MiB, {index.milliseconds_per_query:.3f} ms a query in batches",
+        *(f"{name:10} {exported.directory / path}" for name, path in exported.variants.items()),
+    ]
+
+
+def decision_lines(
+    registered: RegisteredModel, promotion: Promotion | None, scoring: Scoring | None
+) -> list[str]:
+    """Version, verdict of the gate, and where the scores are."""
+    lines = [f"version    {registered.uri} (MLflow run {registered.run_id})"]
+    if promotion is not None:
+        verdict = f"promoted to {promotion.alias}" if promotion.promoted else "not promoted"
+        lines.append(f"gate       {verdict}")
+        lines += [f"           - {reason}" for reason in promotion.reasons]
+    if scoring is not None:
+        place = scoring.directory / scoring.destination
+        lines.append(
+            f"scores     {scoring.num_users} users, top {scoring.k}, by version "
+            f"{scoring.model_version}: {place if place.exists() else scoring.destination}"
+        )
+    return lines
+
+
+def recommendation_lines(shown: Sequence[Recommendation]) -> list[str]:
+    """Users with their latest items and what is recommended to them."""
+    lines = []
+    for one in shown:
+        recent = " > ".join(one.history[-_HISTORY:]) or "nothing yet"
+        lines += [f"user {one.user}: {recent}"]
+        lines += [
+            f"  {place}. {name}  ({score:.3f})"
+            for place, (name, score) in enumerate(one.items, start=1)
+        ]
+    return lines
+
+
+def slices_table(slices: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str) -> str:
+    """Queries and one metric by slice and bucket."""
+    rows = [["slice", "", "queries", metric]]
+    for name, buckets in slices.items():
+        for bucket, values in buckets.items():
+            rows.append([name, bucket, f"{values['queries']:.0f}", f"{values[metric]:.4f}"])
+    return _aligned(rows)
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.low:.4f}-{estimate.high:.4f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
