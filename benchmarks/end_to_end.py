@@ -22,7 +22,7 @@ from records import RESULTS, Record, read, write
 from recsys.artifacts import EvaluationReport, ExportedModel, PreparedData, Promotion
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CONFIGS = {
     "eshop_clothing": "eshop_clothing",
@@ -107,7 +107,9 @@ def cost(name: str, seconds: float, command: str) -> list[Record]:
     what = "whole job, 2 cores"
     return [
         Record(what, name, "seconds", seconds, "", None, "", command),
-        Record(f"{what}, highest so far", name, "peak GiB of a process", peak, "", None, "", command),
+        Record(
+            f"{what}, highest so far", name, "peak GiB of a process", peak, "", None, "", command
+        ),
     ]
 
 

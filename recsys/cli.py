@@ -195,5 +195,3 @@ def _quiet_logging() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
     for noisy in ("absl", "tensorflow", "mlflow", "alembic", "py4j"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-

@@ -314,9 +314,9 @@ def _absolute(tree: Any, base: Path) -> dict[str, Any]:
         raise ConfigError(f"expected a mapping of keys, got {tree!r}")
     data = tree.get("data")
     for source in data.values() if isinstance(data, dict) else ():
-        if isinstance(source, dict) and isinstance(source.get("path"), str):
-            if "://" not in source["path"]:
-                source["path"] = str((base / source["path"]).resolve())
+        path = source.get("path") if isinstance(source, dict) else None
+        if isinstance(path, str) and "://" not in path:
+            source["path"] = str((base / path).resolve())
     return tree
 
 

@@ -92,8 +92,13 @@ def read_corpus(data: PreparedData) -> Corpus:
             f"{data.directory / data.corpus.path} holds {len(columns['item'])} items, its manifest "
             f"says {data.corpus.num_items}: run `recsys prepare` again"
         )
-    base = [columns.pop(name) for name in ("item", "name", "count", "labels")]
-    return Corpus(*base, features=columns)
+    return Corpus(
+        item=columns.pop("item"),
+        name=columns.pop("name"),
+        count=columns.pop("count"),
+        labels=columns.pop("labels"),
+        features=columns,
+    )
 
 
 def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) -> Interactions:

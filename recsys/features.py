@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -92,7 +91,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
 
     def sequence(self, feature: Feature, encoded: tf.Tensor) -> tf.Tensor:
         """Embed a history: `[batch, length]` to `[batch, length, dim]`."""
-        return self._tables[feature.of](encoded)
+        return self._tables[feature.of or ""](encoded)
 
     def table(self, feature: Feature) -> tf.Tensor:
         """Weights of the table of an id or category feature, `[rows, dim]`."""
@@ -145,5 +144,3 @@ def _cyclic(microseconds: tf.Tensor) -> tf.Tensor:
     angles = tf.stack([days, days / _DAYS_PER_WEEK], axis=-1) * (2 * math.pi)
     waves = tf.cast(tf.concat([tf.sin(angles), tf.cos(angles)], axis=-1), tf.float32)
     return tf.where(microseconds[:, tf.newaxis] < 0, tf.zeros_like(waves), waves)
-
-

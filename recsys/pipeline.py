@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from recsys import summary
 from recsys.artifacts import (
     MANIFEST,
     ArtifactError,
@@ -27,6 +26,15 @@ from recsys.artifacts import (
 )
 from recsys.config import RunConfig
 from recsys.run_folder import RunFolder
+from recsys.summary import (
+    Recommendation,
+    decision_lines,
+    export_lines,
+    lifts_table,
+    metrics_table,
+    recommendation_lines,
+    slices_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,18 +134,17 @@ class Run:
         parts = [
             f"{self.config.name}: {report.num_queries} test queries over {report.num_candidates} "
             f"items, seen items {'excluded' if self.config.data.exclude_seen else 'allowed'}",
-            summary.metrics_table(report, int(metric.split("@")[1])),
-            summary.lifts_table(report, metric),
-            summary.slices_table(report.slices, metric),
+            metrics_table(report, int(metric.split("@")[1])),
+            lifts_table(report, metric),
+            slices_table(report.slices, metric),
         ]
         if RegisteredModel.exists(self.directory("register")):
             registered = self.load("register", RegisteredModel)
-            lines = summary.export_lines(self.load("export", ExportedModel))
-            lines += summary.decision_lines(
-                registered, self._if_finished("promote", Promotion), self._if_finished("score", Scoring)
-            )
+            lines = export_lines(self.load("export", ExportedModel))
+            promotion = self._if_finished("promote", Promotion)
+            lines += decision_lines(registered, promotion, self._if_finished("score", Scoring))
             shown = self._ask(f"{registered.name}/{registered.model_version}", None, _SHOWN_ITEMS)
-            parts += ["\n".join(lines), "\n".join(summary.recommendation_lines(shown))]
+            parts += ["\n".join(lines), "\n".join(recommendation_lines(shown))]
         return "\n\n".join(parts)
 
     def recommend(self, user: str, k: int, alias: str) -> str:
@@ -147,9 +154,9 @@ class Run:
             ArtifactError: the run has no such user, or the registry no such alias.
         """
         shown = self._ask(f"{self.config.registry.model}@{alias}", user, k)
-        return "\n".join(summary.recommendation_lines(shown))
+        return "\n".join(recommendation_lines(shown))
 
-    def _ask(self, model: str, user: str | None, k: int) -> list[summary.Recommendation]:
+    def _ask(self, model: str, user: str | None, k: int) -> list[Recommendation]:
         """Ask a registered model for one user, or for a few that have a history."""
         from recsys.dataset import read_corpus
         from serving_export.registry import connect, recommend
@@ -161,9 +168,9 @@ class Run:
         names = {i.decode(): n.decode() for i, n in zip(corpus.item, corpus.name, strict=True)}
         answers = recommend(model, queries.drop(columns="user"), k)
         histories = [f.name for f in data.features.item_histories[:1]]
-        pasts = queries[histories[0]] if histories else [[]] * len(queries)
+        pasts = list(queries[histories[0]]) if histories else [[] for _ in answers.index]
         return [
-            summary.Recommendation(
+            Recommendation(
                 user=who,
                 history=[names.get(item, item) for item in past],
                 items=[(names[i], score) for i, score in zip(ids, scores, strict=True)],

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _START = datetime(2024, 1, 1, tzinfo=UTC)
+_SPAN = timedelta(days=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,9 @@ def clickstream(
     num_clusters: int = 6,
     predictability: float = 0.8,
     clicks_per_session: int = 6,
-    *,
-    days: int = 20,
     seed: int = 0,
 ) -> Clickstream:
-    """Plant sessions of equal length, spread evenly over `days`; each user has two sessions.
+    """Plant sessions of equal length, spread evenly over twenty days; each user has two sessions.
 
     >>> clicks = clickstream(num_sessions=3, predictability=1.0)
     >>> bool((clicks.item[1:6] == clicks.successor[clicks.item[:5]]).all())
@@ -68,7 +67,7 @@ def clickstream(
         stray = _same_cluster(last, num_items, num_clusters, rng)
         follows = rng.random(num_sessions) < predictability
         items[:, position] = np.where(follows, successor[last], stray)
-    step = timedelta(days=days) / num_sessions
+    step = _SPAN / num_sessions
     times = [
         _START + session * step + timedelta(seconds=position)
         for session in range(num_sessions)

@@ -145,9 +145,7 @@ def test_register(copied, clicks_config):
     folder = copied("register")
     process = start("register", folder, clicks_config)
     artifacts = folder.parent / "mlartifacts"
-    kill_when(
-        process, lambda: any(artifacts.rglob("saved_model.pb")), folder, "register"
-    )
+    kill_when(process, lambda: any(artifacts.rglob("saved_model.pb")), folder, "register")
     again("register", folder, clicks_config)
     client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
     versions = client.search_model_versions("name='planted'")

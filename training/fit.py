@@ -99,9 +99,7 @@ class _Inputs:
     def build_model(self) -> TwoTower:
         """Build and compile the model and create all its variables."""
         config = self.config
-        model = TwoTower(
-            config.model, config.schema_, self.encoder, self.corpus, seed=config.seed
-        )
+        model = TwoTower(config.model, config.schema_, self.encoder, self.corpus, seed=config.seed)
         optimizers = {"adam": tf.keras.optimizers.Adam, "adagrad": tf.keras.optimizers.Adagrad}
         model.compile(optimizer=optimizers[config.train.optimizer](config.train.learning_rate))
         for raw in raw_batches(self.data, self.data.validation, 1).take(1):

@@ -67,9 +67,7 @@ class TwoTower(tfrs.Model):
         """Embed encoded query features, `[batch, embedding_dim]`."""
         return self.query_tower(encoded, training=training)
 
-    def compute_loss(
-        self, inputs: Mapping[str, tf.Tensor], training: bool = False
-    ) -> tf.Tensor:
+    def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Loss of encoded query features with `row` (corpus row of the label) and `weight`."""
         queries = self.query_tower(inputs, training=training)
         if self._full:

@@ -98,6 +98,5 @@ def test_missing_file_and_broken_yaml(tmp_path):
 def test_config_is_light():
     """The config must answer before any heavy library would have loaded."""
     code = "import sys, recsys.config, recsys.schema, recsys.artifacts; print(*sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(answer.stdout.split())
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert not loaded & {"tensorflow", "pyspark", "mlflow", "pandas", "tf_keras"}

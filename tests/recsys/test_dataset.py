@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,8 +81,8 @@ def test_raw_batches_have_the_types_of_the_schema(prepared):
 
 
 def test_a_corrupt_shard_is_named(copied):
-    file = copied.files(copied.train)[1]
-    with open(file, "r+b") as stream:
+    file = Path(copied.files(copied.train)[1])
+    with file.open("r+b") as stream:
         stream.seek(200)
         stream.write(b"\xff\xff\xff\xff")
     with pytest.raises(ArtifactError, match=f"{file} is corrupt: .* run `recsys prepare` again"):
@@ -91,8 +92,8 @@ def test_a_corrupt_shard_is_named(copied):
 
 
 def test_a_truncated_corpus_is_named(copied):
-    file = copied.files(copied.corpus)[0]
-    with open(file, "r+b") as stream:
+    file = Path(copied.files(copied.corpus)[0])
+    with file.open("r+b") as stream:
         stream.truncate(100)
     with pytest.raises(ArtifactError, match=f"{file} is corrupt"):
         read_corpus(copied)

@@ -68,9 +68,10 @@ def test_killed_between_checkpoint_and_state_the_epoch_counts_as_unfinished(tmp_
 
     checkpoints = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
     checkpoints.restore(model_of(0))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(training.callbacks, "write_atomically", killed)
-        run(checkpoints, [0.2])
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoints, [0.2])
     model = model_of(0)
     state = EpochCheckpoints(tmp_path, "ndcg@20", patience=3).restore(model)
     assert state.epoch == 1

@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -95,4 +94,4 @@ def test_data_of_another_schema_are_refused(config, prepared, tmp_path):
     changed["features"] = [f for f in changed["features"] if f["name"] != "price"]
     with pytest.raises(ArtifactError, match="prepared for other features"):
         fit(RunConfig.model_validate(changed), prepared, tmp_path)
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
