@@ -40,6 +40,8 @@ def configure():
     """Make a config from the keys of `data`; the table is the temporary view `clicks`."""
 
     def make(features=FEATURES, columns=None, **data):
+        if not any(feature["side"] == "query" for feature in features):
+            features = [*features, FEATURES[0]]
         events = data.pop("events", {"table": "clicks"})
         columns = columns or {"user": "u", "item": "i", "time": "t"}
         data = {"split": SPLIT, **data, "events": {**events, "columns": columns}}

@@ -125,7 +125,7 @@ def test_home_prefers_the_item_table_for_candidates(configure):
         "items": Columns(("id", "Brand"), "items"),
     }
     verify(config, known)
-    homes = {f.name: home_of(f, config.data, known) for f in config.features}
+    homes = {f.name: home_of(f, config.data, known) for f in config.features if f.of is None}
     assert homes == {"item_id": "role", "brand": "items", "colour": "events"}
 
 
