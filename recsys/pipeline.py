@@ -69,13 +69,15 @@ class Run:
         self._tracker: Tracker | None = None
 
     def preflight(self) -> None:
-        """Find within a second what would fail later: columns, Java, tracking server."""
+        """Find within seconds what would fail later: columns, Java, tracking server."""
         from training.prepare.columns import check_columns
         from training.session import check_java
-        from training.tracking import check_reachable, tracking_uri
 
         check_columns(self.config)
         check_java()
+        # MLflow takes seconds to import; a wrong column should be told before that.
+        from training.tracking import check_reachable, tracking_uri
+
         check_reachable(tracking_uri(self.config.cluster, self.folder.path))
 
     def do(self, step: str, again: bool = False) -> None:
@@ -239,10 +241,10 @@ class Run:
         connect(self.tracker.uri)
         present = champion(self.config, directory)
         rival = None
-        if present is not None and present[0] != registered.model_version:
+        if present is not None and present.version != registered.model_version:
             data = self.load("prepare", PreparedData)
             try:
-                rival = evaluate_savedmodel(self.config, data, present[1], directory / "champion")
+                rival = evaluate_savedmodel(self.config, data, present.path, directory / "champion")
             except ArtifactError as error:
                 logger.warning("the champion cannot be compared: %s", error)
         promote(self.config, registered, report, rival, directory)

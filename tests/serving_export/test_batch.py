@@ -1,6 +1,8 @@
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys.artifacts import ArtifactError, Scoring
@@ -11,8 +13,7 @@ pytestmark = pytest.mark.spark
 
 
 @pytest.fixture(scope="module")
-def users(spark, tiny, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("users") / "users")
+def users(tiny, tmp_path_factory):
     rows = [
         {
             "user": f"user {n}",
@@ -23,11 +24,9 @@ def users(spark, tiny, tmp_path_factory):
         }
         for n in range(30)
     ]
-    spark.createDataFrame(
-        rows,
-        "user string, history array<string>, member string, basket float, exclusions array<string>",
-    ).write.parquet(folder)
-    return folder, rows
+    folder = tmp_path_factory.mktemp("users")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "part-00000.parquet")
+    return str(folder), rows
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ def test_values_are_of_the_first_event_training_before_others(stages, click, con
         click("c", "cold", 26, c="also", p="4"),
     ]
     corpus = stages(rows, configure(FEATURES, item_name="c")).corpus
-    found = {row["item"]: (row["f_colour"], row["f_price"], row["name"]) for row in corpus.collect()}
+    found = {
+        row["item"]: (row["f_colour"], row["f_price"], row["name"]) for row in corpus.collect()
+    }
     assert found == {
         "x": ("red", 1.0, "red"),
         "warm": (None, 1.0, "warm"),

@@ -111,8 +111,14 @@ def test_canonical_columns(clean, click, configure):
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("p", r"feature 'price': wrong type: .* column 'p', but 2 values are none, such as 'cheap'"),
-        ("n", r"columns\.order\.0: wrong type: .* column 'n', but 2 values are none, such as 'cheap'"),
+        (
+            "p",
+            r"feature 'price': wrong type: .* column 'p', but 2 values are none, such as 'cheap'",
+        ),
+        (
+            "n",
+            r"columns\.order\.0: wrong type: .* column 'n', but 2 values are none, such as 'cheap'",
+        ),
     ],
 )
 def test_wrong_type_names_column_count_and_example(clean, click, configure, column, message):

@@ -51,7 +51,9 @@ def test_item_table_has_one_row_per_key(spark, tables):
 
 
 def test_number_of_the_wrong_type_is_refused(spark, tables):
-    with pytest.raises(PrepareError, match=r"data\.items, feature 'price'.*'price'.* such as 'dear'"):
+    with pytest.raises(
+        PrepareError, match=r"data\.items, feature 'price'.*'price'.* such as 'dear'"
+    ):
         read_tables(spark, tables("dear"))
 
 
@@ -78,7 +80,10 @@ def test_query_reads_its_path_and_derive_builds_on_derive(spark, tmp_path, confi
 @pytest.mark.parametrize(
     ("events", "message"),
     [
-        ({"table": "clicks", "derive": {"v": "no_such + 1"}}, r"data\.events\.derive\.v: .*no_such"),
+        (
+            {"table": "clicks", "derive": {"v": "no_such + 1"}},
+            r"data\.events\.derive\.v: .*no_such",
+        ),
         ({"table": "clicks", "derive": {"v": "1 +"}}, r"data\.events\.derive\.v: "),
         ({"table": "no_table"}, r"data\.events: cannot read no_table"),
         ({"query": "select 1 as u"}, r"data\.events\.columns\.item: expected a column 'i'"),

@@ -14,9 +14,7 @@ ORDER = {"user": "u", "item": "i", "order": ["n"], "event": "e"}
 
 def windows_of(events):
     rows = sorted((row["user"], row["position"], row["window"]) for row in events.collect())
-    return {
-        user: " ".join(window for own, _, window in rows if own == user) for user, *_ in rows
-    }
+    return {user: " ".join(window for own, _, window in rows if own == user) for user, *_ in rows}
 
 
 def test_days_count_back_from_the_last_event():
@@ -126,7 +124,9 @@ def test_rare_training_events_are_hidden_from_training_alone(stages, click, conf
 def honest(stages, click, configure, spark):
     rows = [click(u, f"{u}{d}", d) for u in "ab" for d in (1, 5, 21, 26)]
     made = stages(rows, configure())
-    made.lines = spark.createDataFrame([("item_id", "a1"), ("item_id", "b5")], "feature string, value string")
+    made.lines = spark.createDataFrame(
+        [("item_id", "a1"), ("item_id", "b5")], "feature string, value string"
+    )
     return made
 
 
@@ -135,9 +135,7 @@ def test_honest_data_passes(honest):
 
 
 def test_future_event_marked_as_training_is_refused(honest):
-    leaking = honest.events.withColumns(
-        {"trains": F.lit(True), "window": F.lit("train")}
-    )
+    leaking = honest.events.withColumns({"trains": F.lit(True), "window": F.lit("train")})
     with pytest.raises(LeakError, match=r"4 training events lie at or after 2024-01-20"):
         check_no_leak(leaking, honest.examples, honest.lines, honest.points)
 

@@ -24,7 +24,11 @@ def values_of(frame, expression):
 @pytest.mark.parametrize(
     ("dtype", "raw", "expected"),
     [
-        ("string", ["007", " ", "", None, "Ünï 鞋子", "1.0"], ["007", None, None, None, "Ünï 鞋子", "1.0"]),
+        (
+            "string",
+            ["007", " ", "", None, "Ünï 鞋子", "1.0"],
+            ["007", None, None, None, "Ünï 鞋子", "1.0"],
+        ),
         ("bigint", [12345678901234567, -1, None], ["12345678901234567", "-1", None]),
         ("double", [17850.0, 1.5, float("nan"), 1e15], ["17850", "1.5", None, "1000000000000000"]),
     ],
@@ -51,7 +55,9 @@ def test_odd_column_names(spark):
 
 
 def test_numbers(spark):
-    frame = spark.createDataFrame([("1.5",), ("x",), ("",), ("NaN",), (None,), ("inf",)], "p string")
+    frame = spark.createDataFrame(
+        [("1.5",), ("x",), ("",), ("NaN",), (None,), ("inf",)], "p string"
+    )
     assert values_of(frame, number("p")) == [1.5, None, None, None, None, None]
     assert values_of(frame, not_a_number("p")) == [None, "x", None, None, None, "inf"]
 

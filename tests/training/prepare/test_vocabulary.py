@@ -55,9 +55,7 @@ def test_statistics_are_of_training(spark):
         [("train", 1.0), ("train", 3.0), ("train", None), ("test", 99.0)],
         "window string, f_age float",
     )
-    corpus = spark.createDataFrame(
-        [(1, 5.0), (2, 5.0), (0, 70.0)], "count bigint, f_price float"
-    )
+    corpus = spark.createDataFrame([(1, 5.0), (2, 5.0), (0, 70.0)], "count bigint, f_price float")
     found = number_statistics(examples, corpus, schema_of())
     assert (found["age"].mean, found["age"].std) == (2.0, 1.0)
     # All prices are equal: a deviation of 0 would divide by nothing.
