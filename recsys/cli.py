@@ -7,6 +7,7 @@ at once. This is the only module that sees both `training` and `serving_export`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -48,6 +49,9 @@ def run(
     """Do all steps, skip those that are finished, and show what came out."""
     started = start_run(config, overrides, run_dir)
     for step in STEPS:
+        if step == "score" and not started.has_champion():
+            typer.echo("score: skipped, no version of the model has passed the gate yet", err=True)
+            continue
         started.do(step)
     started.finish()
     typer.echo(started.summary())
@@ -193,5 +197,8 @@ def _quiet_logging() -> None:
     )
     for package in ("recsys", "training", "serving_export"):
         logging.getLogger(package).setLevel(logging.INFO)
-    for noisy in ("absl", "tensorflow", "mlflow", "alembic", "py4j"):
+    for noisy in ("absl", "tensorflow", "alembic", "py4j"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # MLflow sets its own level and draws its own bars when it is imported.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", str(sys.stderr.isatty()))

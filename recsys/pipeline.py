@@ -99,6 +99,13 @@ class Run:
             raise
         logger.info("%s: done in %.0f s", step, time.monotonic() - started)
 
+    def has_champion(self) -> bool:
+        """Whether the registry has a champion of this model."""
+        from serving_export.registry import connect, find_champion
+
+        connect(self.tracker.uri)
+        return find_champion(self.config.registry.model) is not None
+
     def finish(self) -> None:
         """Close the MLflow run as finished, and Spark."""
         self.tracker.set_status("FINISHED")

@@ -135,7 +135,10 @@ def build(
     best = 0.0
     for effort in _efforts(kind, num_candidates, num_leaves, k):
         recall, milliseconds = _measure(searcher, queries, kth_best, effort)
-        logger.info("index %s %s: recall@%d %.4f", kind, effort, k, recall)
+        leaves = f"{effort.leaves_to_search} of {effort.num_leaves} leaves"
+        logger.info(
+            "index %s, %s, %d reordered: recall@%d %.4f", kind, leaves, effort.reorder, k, recall
+        )
         best = max(best, recall)
         if recall >= target.min_recall:
             index = ScannIndex(searcher, num_candidates, effort)

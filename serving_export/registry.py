@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,6 +151,14 @@ def recommend(reference: str, queries: pd.DataFrame, k: int) -> pd.DataFrame:
     return answers
 
 
+def find_champion(name: str) -> str | None:
+    """Version of the champion of a model, None when no version has passed the gate."""
+    try:
+        return resolve(f"{name}@{CHAMPION}").version
+    except ArtifactError:
+        return None
+
+
 def champion(config: RunConfig, directory: Path) -> Champion | None:
     """Find the champion and copy its exact SavedModel below `directory`; None without champion."""
     try:
@@ -180,7 +190,7 @@ def promote(
     """
     client = MlflowClient()
     candidate = ModelVersion(registered.name, registered.model_version)
-    present = _present_champion(registered.name)
+    present = find_champion(registered.name)
     if present == candidate.version:
         previous, reasons = _recall_decision(client, candidate)
         promoted = True
@@ -190,7 +200,9 @@ def promote(
         _remember_decision(client, candidate, promoted, previous, reasons)
         if promoted:
             client.set_registered_model_alias(candidate.name, CHAMPION, candidate.version)
-    logger.info("%s %s: %s", candidate.uri, "promoted" if promoted else "refused", reasons)
+    logger.info("gate: %s is %s", candidate.uri, "promoted" if promoted else "refused")
+    for reason in reasons:
+        logger.info("gate: %s", reason)
     return Promotion(
         directory=directory,
         name=candidate.name,
@@ -215,13 +227,6 @@ def _judge(
         return False, [*map(str, comparisons), unknown]
     comparisons.append(against_champion(config, report, champion_report, present))
     return all(c.holds for c in comparisons), list(map(str, comparisons))
-
-
-def _present_champion(name: str) -> str | None:
-    try:
-        return resolve(f"{name}@{CHAMPION}").version
-    except ArtifactError:
-        return None
 
 
 def _remember_decision(
@@ -269,7 +274,10 @@ def _create(
             pip_requirements=[f"{name}=={installed_version(name)}" for name in _PINNED],
         )
     # With its tags from the first moment, so that a repeated call cannot miss it.
-    created = mlflow.register_model(logged.model_uri, name, tags=tags)
+    # MLflow tells on stderr what `logger` says here.
+    with redirect_stderr(StringIO()):
+        created = mlflow.register_model(logged.model_uri, name, tags=tags)
+    logger.info("registered %s version %s", name, created.version)
     return ModelVersion(name, str(created.version))
 
 

@@ -8,6 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _DISK_FULL = ("No space left on device", "Not enough space", "ENOSPC", "Disk quota exceeded")
+# Names, not classes: this module answers before Spark is imported.
+_EXPRESSION_FAILED = (
+    "ArithmeticException",
+    "ArrayIndexOutOfBoundsException",
+    "DateTimeException",
+    "NumberFormatException",
+)
 
 
 class PrepareError(RuntimeError):
@@ -20,18 +27,23 @@ class LeakError(PrepareError):
 
 @contextmanager
 def explained(directory: Path, scratch: str) -> Iterator[None]:
-    """Turn Spark's report of a full disk into one sentence that names the folder.
+    """Turn what Spark reports of a full disk or a failed expression into one sentence.
 
     Args:
         directory: folder that is written to.
         scratch: folder of Spark's shuffle and spill files, which may be the full one.
 
     Raises:
-        PrepareError: a write failed for want of space.
+        PrepareError: a write failed for want of space, or an expression of the config on a value.
     """
     try:
         yield
     except Exception as error:
+        if type(error).__name__ in _EXPRESSION_FAILED:
+            raise PrepareError(
+                "an SQL expression of the config (derive, query, cleaning.drop) fails on a value: "
+                f"{str(error).splitlines()[0]} Use try_cast or another try_ function there"
+            ) from error
         if not any(sign in _chain(error) for sign in _DISK_FULL):
             raise
         raise PrepareError(

@@ -52,7 +52,7 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
         _require_examples(counts, config, cleaned, points)
         vocabularies = write_vocabularies(events, schema, directory)
         lines = read_vocabularies(spark, directory)
-        check_no_leak(events, examples, lines, points)
+        check_no_leak(events, examples, lines, data.split, points)
         users = build_users(sequences, config, tables.homes)
         return PreparedData(
             directory=directory,

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyspark.errors import AnalysisException, ParseException
+from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -100,9 +100,8 @@ def _uri(source: Source) -> str:
 def _version(spark: SparkSession, source: Source) -> SourceVersion:
     """Say what was read: the Delta version, or a hash of file names and sizes."""
     version = ""
-    if source.format == "delta" and source.path is not None:
-        history = spark.sql(f"DESCRIBE HISTORY delta.`{source.path}` LIMIT 1")
-        version = str(history.first()["version"])
+    if source.table is not None or source.format == "delta":
+        version = _delta_version(spark, source.table or f"delta.`{source.path}`")
     elif source.path is not None:
         # Columns other than `content` come from the listing: no file is opened.
         reader = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
@@ -110,6 +109,14 @@ def _version(spark: SparkSession, source: Source) -> SourceVersion:
         names = sorted((row["path"].rsplit("/", 1)[-1], row["length"]) for row in files)
         version = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
     return SourceVersion(uri=_uri(source), num_rows=0, version=version)
+
+
+def _delta_version(spark: SparkSession, table: str) -> str:
+    """Return the number of the latest version, or nothing if the table keeps none."""
+    try:
+        return str(spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").first()["version"])
+    except PySparkException:
+        return ""
 
 
 def _entities(

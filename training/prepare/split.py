@@ -9,7 +9,7 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from recsys.config import Data, TimeSplit
+from recsys.config import Data, Split, TimeSplit
 from training.prepare.errors import LeakError, PrepareError
 from training.prepare.values import to_datetime, to_microseconds
 
@@ -117,22 +117,30 @@ def add_levels(events: DataFrame) -> DataFrame:
 
 
 def check_no_leak(
-    events: DataFrame, examples: DataFrame, vocabularies: DataFrame, points: SplitPoints | None
+    events: DataFrame,
+    examples: DataFrame,
+    vocabularies: DataFrame,
+    split: Split,
+    points: SplitPoints | None,
 ) -> None:
     """Prove on the data that nothing learns from what it is tested on.
 
     Args:
-        events: with `at`, `window`, `trains` and `f_<feature>` of the vocabularies' features.
+        events: with `user`, `at`, `order`, `window`, `trains` and `f_<feature>` of the
+            vocabularies' features.
         examples: with `window`, `at`, `order` of the label; `newest`, a struct of `at` and `order`
             of the latest event that its query features were made from; `stage`, the highest index
             in `STAGES` of the window of one of these events.
         vocabularies: `feature` and `value`, a row per line of the files.
+        split: the rule; a given one decides itself what may be learned before what.
         points: of a time split; None where time does not split.
 
     Raises:
         LeakError: naming what leaks.
     """
     _check_training_events(events, points)
+    if split.kind != "given":
+        _check_order_of_users(events)
     _check_histories(examples)
     _check_vocabularies(events, vocabularies)
 
@@ -157,6 +165,21 @@ def _check_training_events(events: DataFrame, points: SplitPoints | None) -> Non
         )
 
 
+def _check_order_of_users(events: DataFrame) -> None:
+    moment, window = F.struct("at", "order"), F.col("window")
+    users = events.groupBy("user").agg(
+        F.max(F.when(F.col("trains"), moment)).alias("trained"),
+        F.min(F.when(window.isin("validation", "test"), moment)).alias("tested"),
+    )
+    late = users.filter(F.col("trained") > F.col("tested"))
+    found = late.agg(F.count(F.lit(1)), F.min("user")).first()
+    if found[0]:
+        raise LeakError(
+            f"{found[0]} users, such as {found[1]!r}, have a training event that lies after their "
+            "first validation or test event"
+        )
+
+
 def _check_histories(examples: DataFrame) -> None:
     stage = F.array_position(F.lit(list(STAGES)), F.col("window")) - 1
     found = examples.agg(
@@ -174,7 +197,9 @@ def _check_histories(examples: DataFrame) -> None:
 
 
 def _check_vocabularies(events: DataFrame, vocabularies: DataFrame) -> None:
-    features = [name[2:] for name in events.columns if name.startswith("f_")]
+    features = sorted(row[0] for row in vocabularies.select("feature").distinct().collect())
+    if not features:
+        return
     pairs = F.array(
         *(
             F.struct(F.lit(name).alias("feature"), F.col(f"f_{name}").cast("string").alias("value"))

@@ -61,7 +61,7 @@ def test_missing_feature_column_names_the_feature_key(csv_file, configure):
 
 def test_unread_header_is_told(csv_file, configure):
     events = source(csv_file, options={"sep": ";"})
-    with pytest.raises(ConfigError, match="set options.header to 'true'"):
+    with pytest.raises(ConfigError, match=r"set options\.header to 'true'"):
         check_columns(configure(columns=columns(), events=events))
 
 

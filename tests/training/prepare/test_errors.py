@@ -8,7 +8,7 @@ from training.prepare.errors import PrepareError, explained
 
 def test_full_disk_names_folder_and_free_space(tmp_path):
     folder = tmp_path / "data" / "train"
-    with pytest.raises(PrepareError, match=r"no space left .*data/train: [\d,]+ MiB free there"):  # noqa: SIM117
+    with pytest.raises(PrepareError, match=r"no space left .*data/train: [\d,]+ MiB free there"):
         with explained(folder, str(tmp_path)):
             try:
                 raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,6 +1,6 @@
 import pytest
 import tensorflow as tf
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 
 from training.prepare.errors import PrepareError
 from training.prepare.tfrecords import WindowCounts, write_corpus, write_examples, write_users
