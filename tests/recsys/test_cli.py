@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import recsys
+from recsys.cli import app, main
+
+RECSYS = Path(sys.executable).with_name("recsys")
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [RECSYS, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def refused(*arguments, **environment):
+    answer = command(*arguments, **environment)
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    return answer.stderr
+
+
+def test_help_lists_the_steps_and_loads_nothing_heavy():
+    code = "import sys; import recsys.cli; print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert not loaded & {"tensorflow", "pyspark", "mlflow", "pandas", "numpy"}
+    text = CliRunner().invoke(app, ["--help"]).stdout
+    for step in ("run", "prepare", "fit", "evaluate", "export", "register", "promote", "score"):
+        assert step in text
+
+
+def test_main_returns_on_success(monkeypatch, capsys):
+    """A wheel task of a scheduled job takes SystemExit for a failure."""
+    monkeypatch.setattr(sys, "argv", ["recsys", "version"])
+    main()
+    assert recsys.__version__ in capsys.readouterr().out
+
+
+def test_the_template_is_a_config_of_its_own(tmp_path):
+    text = command("configs", "template").stdout
+    assert yaml.safe_load(text)["name"] == "my_shop"
+    listed = command("configs").stdout
+    assert "eshop_clothing" in listed
+
+
+def test_unknown_key(clicks_config, tmp_path):
+    told = refused(
+        "run", "--config", clicks_config, "--run-dir", tmp_path / "r", "--set", "seeed=1"
+    )
+    assert "seeed: unknown key; did you mean 'seed'?" in told
+    assert not (tmp_path / "r").exists()
+
+
+def test_missing_column(clicks_config, tmp_path):
+    change = "data.events.columns.item=itme"
+    told = refused("run", "--config", clicks_config, "--run-dir", tmp_path / "r", "--set", change)
+    assert "data.events.columns.item" in told
+    assert "did you mean 'item'?" in told
+    assert not (tmp_path / "r").exists()
+
+
+def test_unknown_config_and_unknown_command():
+    assert "give a YAML file, or one of eshop_clothing, template" in refused("run", "--config", "x")
+    assert "No such command 'trian'" in refused("trian")
+
+
+def test_no_java(clicks_config, tmp_path):
+    arguments = ["run", "--config", clicks_config, "--run-dir", tmp_path / "r"]
+    told = refused(*arguments, JAVA_HOME=str(tmp_path))
+    assert "Spark 4 needs Java 17 or 21, found none" in told
+    assert "apt-get install openjdk-17-jre-headless" in told
+
+
+def test_mlflow_unreachable(clicks_config, tmp_path):
+    change = "cluster.tracking_uri=http://127.0.0.1:9"
+    told = refused("run", "--config", clicks_config, "--run-dir", tmp_path / "r", "--set", change)
+    assert "cluster.tracking_uri=http://127.0.0.1:9: no MLflow server answers" in told
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_step_without_its_predecessor(finished_run, tmp_path):
+    (tmp_path / "config.json").write_text((finished_run / "config.json").read_text())
+    told = refused("evaluate", "--run-dir", tmp_path)
+    assert "run `recsys prepare` first" in told
+
+
+@pytest.mark.spark
+def test_no_space_for_the_output(clicks_config, tmp_path):
+    """A real, small file system that fills up while the shards are written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        told = refused("prepare", "--config", clicks_config, "--run-dir", disk / "run")
+        assert "no space left" in told.lower()
+        assert str(disk) in told
+        assert not (disk / "run" / "data" / "manifest.json").exists()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

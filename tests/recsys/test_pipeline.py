@@ -1,0 +1,67 @@
+import shutil
+
+import pytest
+
+from recsys.artifacts import ArtifactError, EvaluationReport, PreparedData
+from recsys.config import RunConfig
+from recsys.pipeline import STEPS, Run
+from recsys.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A finished run that a test may change."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    return Run(folder, folder.config())
+
+
+def finished(run):
+    return [name for name, (_, kind) in STEPS.items() if kind.exists(run.directory(name))]
+
+
+def test_a_finished_step_is_left_alone(run):
+    before = run.load("prepare", PreparedData)
+    run.do("prepare")
+    assert run.load("prepare", PreparedData) == before
+    assert finished(run) == list(STEPS)
+
+
+def test_a_step_done_again_takes_away_what_later_steps_made_of_it(run):
+    before = run.load("evaluate", EvaluationReport)
+    without_als = run.config.model_dump()
+    without_als["evaluation"]["baselines"] = ["popularity", "markov"]
+    again = Run(run.folder, RunConfig.model_validate(without_als))
+    again.do("evaluate", again=True)
+    assert finished(again) == ["prepare", "fit", "evaluate"]
+    after = again.load("evaluate", EvaluationReport)
+    assert after.model == before.model
+    assert set(after.baselines) == {"popularity", "markov"}
+
+
+def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):
+    shutil.rmtree(run.directory("fit") / "towers")
+    with pytest.raises(ArtifactError, match="cannot be loaded as a SavedModel"):
+        evaluate_tracked(run)
+    client = run.tracker._client
+    assert client.get_run(run.tracker.run_id).info.status == "FAILED"
+    again = Run(run.folder, run.config)
+    assert again.tracker.run_id == run.tracker.run_id
+    assert client.get_run(run.tracker.run_id).info.status == "RUNNING"
+
+
+def evaluate_tracked(run):
+    assert run.tracker.run_id
+    run.do("export", again=True)
+
+
+def test_the_run_reads_its_own_folders(run):
+    assert [run.directory(step).name for step in STEPS] == [
+        "data",
+        "model",
+        "evaluation",
+        "export",
+        "registration",
+        "promotion",
+        "scoring",
+    ]

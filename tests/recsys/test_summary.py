@@ -1,0 +1,71 @@
+from recsys.artifacts import Estimate, EvaluationReport, Promotion, RegisteredModel, Scoring
+from recsys.summary import (
+    Recommendation,
+    decision_lines,
+    lifts_table,
+    metrics_table,
+    recommendation_lines,
+    slices_table,
+)
+
+METRICS = {
+    f"{name}@20": Estimate(value=0.5, low=0.4, high=0.6)
+    for name in ("recall", "ndcg", "mrr", "coverage", "novelty")
+}
+REPORT = EvaluationReport(
+    num_queries=10,
+    num_candidates=20,
+    window=(None, None),
+    data_fingerprint="f",
+    model=METRICS,
+    baselines={"popularity": {k: Estimate(value=0.25, low=0, high=1) for k in METRICS}},
+    lifts={"popularity": {"ndcg@20": Estimate(value=1.0, low=0.8, high=1.25)}},
+    slices={"user": {"cold": {"queries": 10.0, "ndcg@20": 0.125}}},
+    per_query="x.npz",
+)
+
+
+def test_metrics_stand_in_columns_with_intervals():
+    lines = metrics_table(REPORT, 20).splitlines()
+    assert lines[0].split() == list(METRICS)
+    assert lines[1].split() == ["model", *["0.5000"] * 5]
+    assert lines[2].split() == ["0.4000-0.6000"] * 5
+    assert lines[3].split() == ["popularity", *["0.2500"] * 5]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_lifts_and_slices():
+    assert "+100.0%  +80.0% to +125.0%" in lifts_table(REPORT, "ndcg@20")
+    assert slices_table(REPORT.slices, "ndcg@20").splitlines()[1].split() == [
+        "user",
+        "cold",
+        "10",
+        "0.1250",
+    ]
+
+
+def test_the_verdict_has_its_reasons(tmp_path):
+    registered = RegisteredModel(name="m", model_version="2", uri="models:/m/2", run_id="r")
+    refused = Promotion(
+        name="m",
+        alias="champion",
+        promoted=False,
+        previous_version="1",
+        model_version="2",
+        reasons=["loses to markov"],
+    )
+    scoring = Scoring(destination="a.table", num_users=3, k=5, name="m", model_version="1")
+    lines = decision_lines(registered, refused, scoring)
+    assert lines[0] == "version    models:/m/2 (MLflow run r)"
+    assert lines[1] == "gate       not promoted"
+    assert lines[2].endswith("- loses to markov")
+    assert lines[3] == "scores     3 users, top 5, by version 1: a.table"
+
+
+def test_users_are_shown_with_their_latest_items():
+    shown = [Recommendation("u", list("abcdefg"), [("x", 0.5)]), Recommendation("v", [], [])]
+    assert recommendation_lines(shown) == [
+        "user u: c > d > e > f > g",
+        "  1. x  (0.500)",
+        "user v: nothing yet",
+    ]

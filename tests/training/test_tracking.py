@@ -1,0 +1,68 @@
+import socket
+
+import pytest
+from mlflow import MlflowClient
+
+from recsys.config import Cluster
+from training.tracking import Tracker, TrackingError, check_reachable, tracking_uri
+
+
+@pytest.fixture
+def tracker(config, tmp_path):
+    return Tracker.open(config, tmp_path / "runs" / "one")
+
+
+def test_one_run_per_folder(config, tracker, tmp_path):
+    tracker.set_status("FAILED")
+    again = Tracker.open(config, tmp_path / "runs" / "one")
+    other = Tracker.open(config, tmp_path / "runs" / "two")
+    assert again.run_id == tracker.run_id
+    assert other.run_id != tracker.run_id
+    client = MlflowClient(tracker.uri)
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+
+
+def test_every_setting_is_a_parameter_and_logging_twice_is_harmless(config, tracker):
+    tracker.log_config(config)
+    tracker.log_config(config)
+    params = MlflowClient(tracker.uri).get_run(tracker.run_id).data.params
+    assert params["train.global_batch_size"] == "128"
+    assert params["data.split.kind"] == "time"
+
+
+def test_metrics_and_artifacts(tracker, tmp_path):
+    tracker.log_metrics({"ndcg@20": 0.5}, 3)
+    file = tmp_path / "note.txt"
+    file.write_text("x")
+    tracker.log_artifact(file, "notes")
+    client = MlflowClient(tracker.uri)
+    point = client.get_metric_history(tracker.run_id, "ndcg_at_20")[0]
+    assert (point.value, point.step) == (0.5, 3)
+    assert [a.path for a in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
+    assert (tmp_path / "runs" / "mlartifacts").is_dir()
+
+
+def test_default_and_configured_store(tmp_path):
+    assert tracking_uri(Cluster(), tmp_path / "runs" / "one") == (
+        f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    )
+    assert tracking_uri(Cluster(tracking_uri="databricks"), tmp_path) == "databricks"
+
+
+def test_a_server_that_does_not_answer_is_told_within_seconds():
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9: no MLflow server answers"):
+        check_reachable("http://127.0.0.1:9")
+
+
+def test_a_listening_server_and_other_stores_pass():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
+    check_reachable("sqlite:////nowhere/at/all.db")
+
+
+def test_an_unreadable_store_is_a_clear_error(config, tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / "mlflow.db").write_text("this is no database, and long enough to be seen as such" * 9)
+    with pytest.raises(TrackingError, match=r"MLflow at sqlite:.*mlflow\.db"):
+        Tracker.open(config, folder / "one")
