@@ -273,6 +273,9 @@ class RunConfig(Section):
             raise ValueError(
                 "`features` needs the item's id: {side: candidate, kind: id, column: item}"
             )
+        sized = [f.name for f in schema.candidate if f.source_column == "item" and f.dim]
+        if sized:
+            raise ValueError(f"feature {sized[0]!r} takes model.embedding_dim: remove its `dim`")
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")

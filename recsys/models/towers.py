@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from recsys.config import TwoTowerConfig
 from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
-from recsys.schema import Schema
+from recsys.schema import Feature, Schema
 
 _NUM_POOLS = 2
 
@@ -66,7 +66,11 @@ class HistoryPool(tf.keras.layers.Layer):
 
 
 class QueryTower(tf.keras.layers.Layer):
-    """Embed who asks, from the history and the other query and context features."""
+    """Embed who asks, from the history and the other query and context features.
+
+    The pooled items of the history are added to the output: before anything is learned, a query
+    already lies close to the items it has seen, and the layers learn how it differs from them.
+    """
 
     def __init__(
         self,
@@ -84,22 +88,30 @@ class QueryTower(tf.keras.layers.Layer):
         self._output = tf.keras.layers.Dense(config.embedding_dim)
         self._dropout = dropout
         self._normalize = config.loss.normalize
+        average = tf.keras.initializers.Constant(1 / _NUM_POOLS)
+        self._gains = {
+            f.name: self.add_weight(f"{f.name}_gain", [_NUM_POOLS], initializer=average)
+            for f in schema.item_histories
+        }
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Embed encoded query features, `[batch, embedding_dim]`."""
-        parts = [self._pool(feature.name, encoded) for feature in self._histories]
+        pooled = {feature.name: self._pool(feature, encoded) for feature in self._histories}
+        parts = list(pooled.values())
         if self._others:
             parts.append(self._embedding(self._others, encoded))
         hidden = self._dropout(tf.concat(parts, axis=-1), training=training)
         for layer in self._hidden:
             hidden = self._dropout(layer(hidden), training=training)
         output = self._output(hidden)
+        for name, gain in self._gains.items():
+            pools = tf.reshape(pooled[name], [-1, _NUM_POOLS, output.shape[-1]])
+            output += tf.einsum("p,bpd->bd", gain, pools)
         return tf.math.l2_normalize(output, axis=-1) if self._normalize else output
 
-    def _pool(self, name: str, encoded: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        feature = next(f for f in self._histories if f.name == name)
-        sequence = self._embedding.sequence(feature, encoded[name])
-        return self._pools[name](sequence, mask=encoded[name] > 0)
+    def _pool(self, feature: Feature, encoded: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        sequence = self._embedding.sequence(feature, encoded[feature.name])
+        return self._pools[feature.name](sequence, mask=encoded[feature.name] > 0)
 
 
 class CandidateTower(tf.keras.layers.Layer):
