@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -23,8 +22,9 @@ from recsys.artifacts import (
 )
 from recsys.config import RunConfig
 from recsys.dataset import raw_batches, read_corpus
+from recsys.models.embed import embed, in_batches, load_towers
 from recsys.schema import Schema
-from serving_export.index import ExactIndex, Floats, ScannIndex, build
+from serving_export.index import ExactIndex, ScannIndex, build
 from serving_export.retriever import Retriever
 from serving_export.staging import replaced
 from serving_export.verify import Expectation, verify
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 _VARIANTS = ("scann", "exact")
 _VERSIONS_OF = ("tensorflow", "scann", "numpy")
-_EMBED_BATCH = 4096
 _TUNING_QUERIES = 1000
 
 
@@ -51,11 +50,11 @@ def export(
             misses its recall target, or a variant answers otherwise in a fresh process.
     """
     _check_schema(model.features, data.features)
-    towers = tf.saved_model.load(str(model.directory / model.towers))
+    towers = load_towers(model.directory / model.towers)
     corpus = read_corpus(data)
     queries = _held_out_queries(data, max(_TUNING_QUERIES, config.export.parity_queries))
-    embeddings = _embed(towers, "embed_candidate", corpus.features)
-    query_embeddings = _embed(towers, "embed_query", queries)
+    embeddings = embed(towers, "embed_candidate", in_batches(corpus.features))
+    query_embeddings = embed(towers, "embed_query", in_batches(queries))
     scann_index, report = build(embeddings, query_embeddings, config.export.index)
     indexes: dict[str, ScannIndex | ExactIndex] = {
         "scann": scann_index,
@@ -120,23 +119,6 @@ def _held_out_queries(data: PreparedData, count: int) -> dict[str, NDArray[Any]]
     first: dict[str, NDArray[Any]]
     first = next(iter(raw_batches(data, data.test, count).as_numpy_iterator()))
     return first
-
-
-def _embed(towers: Any, signature: str, features: dict[str, NDArray[Any]]) -> Floats:
-    """Apply a tower in batches, `[rows, dim]`."""
-    embed = towers.signatures[signature]
-    rows = len(next(iter(features.values())))
-    parts = [
-        embed(**{n: tf.constant(v[start : start + _EMBED_BATCH]) for n, v in features.items()})
-        for start in range(0, rows, _EMBED_BATCH)
-    ]
-    embeddings = np.concatenate([part["embedding"].numpy() for part in parts])
-    if not np.isfinite(embeddings).all():
-        raise ArtifactError(
-            f"{signature} gives values that are not finite: training diverged; lower "
-            f"train.learning_rate and run `recsys fit` again"
-        )
-    return embeddings
 
 
 def _write(retriever: Retriever, folder: Path, contract: dict[str, Any]) -> None:

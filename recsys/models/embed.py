@@ -1,0 +1,60 @@
+"""Embeddings by a saved pair of towers, of this run or of any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from recsys.artifacts import ArtifactError
+
+BATCH = 4096
+
+
+def load_towers(folder: Path) -> Any:
+    """Load a SavedModel with the signatures `embed_query` and `embed_candidate`.
+
+    Raises:
+        ArtifactError: there is none, or it lacks a signature.
+    """
+    try:
+        towers = tf.saved_model.load(str(folder))
+    except (OSError, tf.errors.OpError) as error:
+        raise ArtifactError(f"{folder} cannot be loaded as a SavedModel: {error}") from error
+    for name in ("embed_query", "embed_candidate"):
+        if name not in towers.signatures:
+            raise ArtifactError(
+                f"{folder} has no signature {name!r}, only {sorted(towers.signatures)}: "
+                "expected the towers that `recsys fit` writes"
+            )
+    return towers
+
+
+def in_batches(features: Mapping[str, NDArray[Any]]) -> tf.data.Dataset:
+    """Raw features by name, `[rows]` or `[rows, length]`, as batches for `embed`."""
+    return tf.data.Dataset.from_tensor_slices(dict(features)).batch(BATCH)
+
+
+def embed(
+    towers: Any, signature: str, batches: Iterable[Mapping[str, tf.Tensor]]
+) -> NDArray[np.float32]:
+    """Embed batches of raw features, `[rows, embedding_dim]`; other features are ignored.
+
+    Raises:
+        ArtifactError: an embedding is not finite.
+    """
+    tower = towers.signatures[signature]
+    names = list(tower.structured_input_signature[1])
+    parts = [tower(**{n: batch[n] for n in names})["embedding"].numpy() for batch in batches]
+    embeddings: NDArray[np.float32] = np.concatenate(parts)
+    bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
+    if bad:
+        raise ArtifactError(
+            f"{signature} gives {bad} of {len(embeddings)} embeddings that are not finite: "
+            "training diverged; run `recsys fit` with a lower train.learning_rate"
+        )
+    return embeddings
