@@ -64,43 +64,43 @@ def prepare(
     run_dir: NewRunDirOption = None,
 ) -> None:
     """Turn the click table into examples, corpus and vocabularies."""
-    start_run(config, overrides, run_dir).do("prepare", again=True)
+    _finish_step(start_run(config, overrides, run_dir), "prepare")
 
 
 @app.command()
 def fit(run_dir: RunDirOption) -> None:
     """Train the towers; a training that was killed goes on where it stopped."""
-    _continue(run_dir).do("fit", again=True)
+    _finish_step(_continue(run_dir), "fit")
 
 
 @app.command()
 def evaluate(run_dir: RunDirOption) -> None:
     """Measure the model on the test window beside the baselines."""
-    _continue(run_dir).do("evaluate", again=True)
+    _finish_step(_continue(run_dir), "evaluate")
 
 
 @app.command()
 def export(run_dir: RunDirOption) -> None:
     """Write the SavedModels with their index, and compare them in a fresh process."""
-    _continue(run_dir).do("export", again=True)
+    _finish_step(_continue(run_dir), "export")
 
 
 @app.command()
 def register(run_dir: RunDirOption) -> None:
     """Make the exported model a version in the MLflow registry."""
-    _continue(run_dir).do("register", again=True)
+    _finish_step(_continue(run_dir), "register")
 
 
 @app.command()
 def promote(run_dir: RunDirOption) -> None:
     """Make the version the champion, if it beats the baselines and the present champion."""
-    _continue(run_dir).do("promote", again=True)
+    _finish_step(_continue(run_dir), "promote")
 
 
 @app.command()
 def score(run_dir: RunDirOption) -> None:
     """Recommend to all users with the champion, in Spark."""
-    _continue(run_dir).do("score", again=True)
+    _finish_step(_continue(run_dir), "score")
 
 
 @app.command()
@@ -171,6 +171,11 @@ def start_run(config: str, overrides: list[str], run_dir: Path | None) -> Run:
     started.preflight()
     folder.freeze(settings)
     return started
+
+
+def _finish_step(started: Run, step: str) -> None:
+    started.do(step, again=True)
+    started.finish()
 
 
 def _continue(run_dir: Path) -> Run:

@@ -107,9 +107,11 @@ class Run:
         return find_champion(self.config.registry.model) is not None
 
     def finish(self) -> None:
-        """Close the MLflow run as finished, and Spark."""
-        self.tracker.set_status("FINISHED")
-        if self._spark is not None:
+        """Close the MLflow run as finished, until a later step opens it again, and our Spark."""
+        if self._tracker is not None:
+            self._tracker.set_status("FINISHED")
+        # Without a master the session is the cluster's, and others may work in it.
+        if self._spark is not None and self.config.cluster.master is not None:
             self._spark.stop()
 
     def directory(self, step: str) -> Path:
