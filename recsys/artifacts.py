@@ -6,6 +6,9 @@ Paths inside a manifest are relative to its folder, so a run folder can be moved
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -22,7 +25,7 @@ class ArtifactError(RuntimeError):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Manifest(_Frozen):
@@ -70,6 +73,29 @@ def write_atomically(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+@contextmanager
+def replaced(directory: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `directory` that takes its place when the block succeeds.
+
+    What was in `directory` stays until then. An error removes the new folder; what a killed
+    process left of one is removed by the next call.
+    """
+    new = directory.with_name(f".{directory.name}.new")
+    old = directory.with_name(f".{directory.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class Examples(_Frozen):
@@ -161,6 +187,20 @@ class TrainedModel(Manifest):
     curves: dict[str, list[float]] = Field(description="metric: one value per epoch")
     mlflow_run_id: str | None
     versions: dict[str, str]
+
+
+def check_same_schema(model: TrainedModel, data: PreparedData) -> None:
+    """Refuse a model that was trained on other features than the data have.
+
+    Raises:
+        ArtifactError: naming what differs.
+    """
+    differences = model.features.differences(data.features)
+    if differences or model.features.fingerprint != data.fingerprint:
+        raise ArtifactError(
+            f"{model.directory} is a SavedModel of another schema than {data.directory}: in the "
+            f"data {'; '.join(differences) or 'the fingerprint differs'}. Run `recsys fit` again"
+        )
 
 
 class Estimate(_Frozen):

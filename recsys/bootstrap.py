@@ -67,23 +67,6 @@ def relative_lift(value: Any, reference: Any, num_queries: int) -> Any:
     return (value - reference) / np.maximum(reference, 1 / num_queries)
 
 
-def bootstrap(
-    values: NDArray[np.floating[Any]],
-    users: NDArray[np.integer[Any]],
-    *,
-    samples: int,
-    confidence: float,
-    seed: int,
-) -> Estimate:
-    """Mean of `[n]` values and its interval.
-
-    >>> bootstrap(np.array([0.0, 1.0]), np.array([7, 7]), samples=10, confidence=0.9, seed=0)
-    Estimate(value=0.5, low=0.5, high=0.5)
-    """
-    replicates = resampled_means(values[:, None], users, samples, seed)[:, 0]
-    return interval(float(np.mean(values)), replicates, confidence)
-
-
 def paired_lift(
     values: NDArray[np.floating[Any]],
     reference: NDArray[np.floating[Any]],

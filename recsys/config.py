@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -199,7 +200,7 @@ class Train(Section):
 class Evaluation(Section):
     """Which metrics, beside which baselines."""
 
-    k: tuple[int, ...] = (10, 20, 100)
+    k: tuple[Annotated[int, Field(ge=1)], ...] = (10, 20, 100)
     baselines: tuple[Baseline, ...] = ("popularity", "last_viewed", "markov", "covisitation", "als")
     bootstrap_samples: int = Field(1000, ge=10)
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -255,7 +256,7 @@ class RunConfig(Section):
     """Everything that decides a run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=2**32)
     data: Data
     features: tuple[Feature, ...]
     model: TwoTowerConfig = TwoTowerConfig()
@@ -273,9 +274,17 @@ class RunConfig(Section):
             raise ValueError(
                 "`features` needs the item's id: {side: candidate, kind: id, column: item}"
             )
-        sized = [f.name for f in schema.candidate if f.source_column == "item" and f.dim]
+        ids = [*schema.candidate, *(schema[h.of or ""] for h in schema.item_histories)]
+        sized = [f.name for f in ids if f.source_column == "item" and f.dim]
         if sized:
             raise ValueError(f"feature {sized[0]!r} takes model.embedding_dim: remove its `dim`")
+        contexts = [f for f in schema.query if f.side == "context"]
+        telling = [f.name for f in contexts if f.source_column in ("item", "event")]
+        if telling:
+            raise ValueError(
+                f"feature {telling[0]!r} tells the label: {contexts[0].side} features are those of "
+                "the click to predict; side: query reads item or event of the click before it"
+            )
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
@@ -306,6 +315,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         values = OmegaConf.to_container(merged)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"config {file} is not readable: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"overrides {list(overrides)} do not fit {file}: {error}; a list is set as a whole, "
+            "such as evaluation.k=[10,20]"
+        ) from error
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -318,9 +332,14 @@ def _absolute(tree: Any, base: Path) -> dict[str, Any]:
     data = tree.get("data")
     for source in data.values() if isinstance(data, dict) else ():
         path = source.get("path") if isinstance(source, dict) else None
-        if isinstance(path, str) and "://" not in path:
+        if isinstance(path, str) and not is_uri(path):
             source["path"] = str((base / path).resolve())
     return tree
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path has a scheme, such as s3://bucket/x or dbfs:/x, and is left to Spark."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path) is not None
 
 
 def _explain(error: ValidationError) -> Iterator[str]:

@@ -14,6 +14,8 @@ import tensorflow as tf
 from recsys.artifacts import PreparedData
 from recsys.schema import Feature, Schema
 
+#: Ids hold no line break, so this is none.
+_NO_VALUE = "\n"
 _SECONDS_PER_DAY = 86_400
 _DAYS_PER_WEEK = 7
 
@@ -36,7 +38,8 @@ class FeatureEncoder(tf.Module):
         self._statistics = dict(data.statistics)
         self._lookups = {
             name: tf.keras.layers.StringLookup(
-                vocabulary=str(data.directory / file.path),
+                # No file without lines can be read; a value that no id has stands in for it.
+                vocabulary=str(data.directory / file.path) if file.size else [_NO_VALUE],
                 num_oov_indices=file.oov,
                 mask_token="",
             )
@@ -92,10 +95,6 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def sequence(self, feature: Feature, encoded: tf.Tensor) -> tf.Tensor:
         """Embed a history: `[batch, length]` to `[batch, length, dim]`."""
         return self._tables[feature.of or ""](encoded)
-
-    def table(self, feature: Feature) -> tf.Tensor:
-        """Weights of the table of an id or category feature, `[rows, dim]`."""
-        return self._tables[feature.name].embeddings
 
     def call(self, features: Sequence[Feature], encoded: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Concatenate the vectors of features without histories, `[batch, sum of dims]`."""

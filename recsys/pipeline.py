@@ -66,6 +66,7 @@ class Run:
         self.folder = folder
         self.config = config
         self._spark: SparkSession | None = None
+        self._started_spark = False
         self._tracker: Tracker | None = None
 
     def preflight(self) -> None:
@@ -94,25 +95,17 @@ class Run:
         try:
             getattr(self, f"_{step}")(directory)
         except BaseException:
-            if self._tracker is not None:
-                self._tracker.set_status("FAILED")
+            self._close_tracker("FAILED")
             raise
+        # Each step may be the last that this process does; the next one opens the run again.
+        self._close_tracker("FINISHED")
         logger.info("%s: done in %.0f s", step, time.monotonic() - started)
 
-    def has_champion(self) -> bool:
-        """Whether the registry has a champion of this model."""
-        from serving_export.registry import connect, find_champion
-
-        connect(self.tracker.uri)
-        return find_champion(self.config.registry.model) is not None
-
     def finish(self) -> None:
-        """Close the MLflow run as finished, until a later step opens it again, and our Spark."""
-        if self._tracker is not None:
-            self._tracker.set_status("FINISHED")
-        # Without a master the session is the cluster's, and others may work in it.
-        if self._spark is not None and self.config.cluster.master is not None:
+        """Stop Spark, unless it was there before: then others may work in it."""
+        if self._spark is not None and self._started_spark:
             self._spark.stop()
+            self._spark = None
 
     def directory(self, step: str) -> Path:
         """Folder of a step."""
@@ -125,9 +118,11 @@ class Run:
     @property
     def spark(self) -> SparkSession:
         """The Spark session, started when a step first needs it."""
-        from training.session import spark_session
+        from training.session import has_session, spark_session
 
-        self._spark = self._spark or spark_session(self.config.cluster, self.config.name)
+        if self._spark is None:
+            self._started_spark = not has_session()
+            self._spark = spark_session(self.config.cluster, self.config.name)
         return self._spark
 
     @property
@@ -135,8 +130,21 @@ class Run:
         """The MLflow run of this folder, opened when a step first needs it."""
         from training.tracking import Tracker
 
-        self._tracker = self._tracker or Tracker.open(self.config, self.folder.path)
+        if self._tracker is None:
+            self._tracker = Tracker.open(self.config, self.folder.path, self.folder.token())
         return self._tracker
+
+    def _close_tracker(self, status: str) -> None:
+        if self._tracker is not None:
+            self._tracker.set_status(status)
+            self._tracker = None
+
+    def _connect_registry(self) -> None:
+        """Point the registry at the tracking store, without opening the MLflow run."""
+        from serving_export.registry import connect
+        from training.tracking import tracking_uri
+
+        connect(tracking_uri(self.config.cluster, self.folder.path))
 
     def summary(self) -> str:
         """What the run has brought so far, for a person."""
@@ -170,9 +178,9 @@ class Run:
     def _ask(self, model: str, user: str | None, k: int) -> list[Recommendation]:
         """Ask a registered model for one user, or for a few that have a history."""
         from recsys.dataset import read_corpus
-        from serving_export.registry import connect, recommend
+        from serving_export.registry import recommend
 
-        connect(self.tracker.uri)
+        self._connect_registry()
         data = self.load("prepare", PreparedData)
         queries = _queries(data, user)
         corpus = read_corpus(data)
@@ -184,7 +192,7 @@ class Run:
             Recommendation(
                 user=who,
                 history=[names.get(item, item) for item in past],
-                items=[(names[i], score) for i, score in zip(ids, scores, strict=True)],
+                items=[(names.get(i, i), score) for i, score in zip(ids, scores, strict=True)],
             )
             for who, past, ids, scores in zip(
                 queries["user"], pasts, answers["ids"], answers["scores"], strict=True
@@ -200,10 +208,14 @@ class Run:
         What a killed attempt left stays: each step knows how to go on from there.
         """
         names = list(STEPS)
+        stale = [self.directory(later) for later in names[names.index(step) + 1 :]]
         if STEPS[step][1].exists(self.directory(step)):
-            shutil.rmtree(self.directory(step))
-        for later in names[names.index(step) + 1 :]:
-            shutil.rmtree(self.directory(later), ignore_errors=True)
+            stale.append(self.directory(step))
+        for directory in stale:
+            # First, so that a kill in the middle leaves nothing that looks finished.
+            (directory / MANIFEST).unlink(missing_ok=True)
+        for directory in filter(Path.is_dir, stale):
+            shutil.rmtree(directory)
 
     def _prepare(self, directory: Path) -> None:
         from training.prepare import prepare
@@ -234,35 +246,38 @@ class Run:
         export(self.config, data, model, directory)
 
     def _register(self, directory: Path) -> None:
-        from serving_export.registry import connect, register
+        from serving_export.registry import register
 
-        connect(self.tracker.uri)
+        self._connect_registry()
         exported = self.load("export", ExportedModel)
         report = self.load("evaluate", EvaluationReport)
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:
-        from serving_export.registry import champion, connect, promote
+        from serving_export.registry import champion, promote
         from training.evaluate import evaluate_savedmodel
 
         registered = self.load("register", RegisteredModel)
         report = self.load("evaluate", EvaluationReport)
-        connect(self.tracker.uri)
+        self._connect_registry()
         present = champion(self.config, directory)
-        rival = None
+        rival, obstacle = None, ""
         if present is not None and present.version != registered.model_version:
             data = self.load("prepare", PreparedData)
             try:
                 rival = evaluate_savedmodel(self.config, data, present.path, directory / "champion")
             except ArtifactError as error:
-                logger.warning("the champion cannot be compared: %s", error)
-        promote(self.config, registered, report, rival, directory)
+                obstacle = str(error)
+        promote(self.config, registered, report, rival or obstacle, directory)
 
     def _score(self, directory: Path) -> None:
         from serving_export.batch import score
-        from serving_export.registry import connect
+        from serving_export.registry import find_champion
 
-        connect(self.tracker.uri)
+        self._connect_registry()
+        if find_champion(self.config.registry.model) is None:
+            logger.warning("nothing is scored: no version of the model has passed the gate yet")
+            return
         data = self.load("prepare", PreparedData)
         score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
 

@@ -17,6 +17,8 @@ from recsys.metrics import rank_of_label
 #: Bytes of one block of scores. Far below what memory allows: a block that stays near the
 #: processor's cache is scored and ranked three times faster than one of 256 MB.
 BLOCK_BYTES = 16 * 2**20
+#: Scorers need memory per query too, however small the corpus is.
+_MAX_QUERIES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def rank_queries(
 
 
 def _blocks(name: str, num_queries: int, num_items: int) -> Iterator[slice]:
-    size = max(1, BLOCK_BYTES // (4 * num_items))
+    size = max(1, min(_MAX_QUERIES, BLOCK_BYTES // (4 * num_items)))
     with tqdm(total=num_queries, desc=name, unit=" queries", disable=None, leave=False) as bar:
         for first in range(0, num_queries, size):
             rows = slice(first, min(first + size, num_queries))

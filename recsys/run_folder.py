@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from recsys.artifacts import ArtifactError, write_atomically
 from recsys.config import ConfigError, RunConfig
 
 _CONFIG = "config.json"
+_TOKEN = "run_token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +30,25 @@ class RunFolder:
         The `cluster` section may change: it says where a run computes, not what.
 
         Raises:
-            ConfigError: the folder belongs to a run with other settings; names the keys.
+            ConfigError: the folder belongs to a run with other settings, whose keys are named, or
+                holds something else than a run.
         """
         file = self.path / _CONFIG
         if file.is_file():
             _check_same(self.path, _comparable(self.config()), _comparable(config))
+        else:
+            self._check_empty()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(file, config.model_dump_json(indent=2))
         return config
+
+    def token(self) -> str:
+        """Name of this run that no other has, also not a later one in a folder of the same name."""
+        file = self.path / _TOKEN
+        if not file.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, uuid4().hex)
+        return file.read_text(encoding="utf-8")
 
     def config(self) -> RunConfig:
         """Read the frozen config.
@@ -50,6 +63,15 @@ class RunFolder:
                 f"or name the folder of a run with --run-dir"
             )
         return RunConfig.model_validate_json(file.read_bytes())
+
+    def _check_empty(self) -> None:
+        # Steps replace folders with names as common as `model` and `data`.
+        strangers = [p.name for p in self.path.glob("*") if p.name != _TOKEN]
+        if strangers:
+            raise ConfigError(
+                f"{self.path} holds no run, but {', '.join(sorted(strangers)[:3])}: "
+                "give --run-dir a new or an empty folder"
+            )
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:

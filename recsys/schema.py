@@ -150,6 +150,23 @@ class Schema(BaseModel):
         """Yield the history features."""
         return (f for f in self.features if f.kind == "history")
 
+    def differences(self, other: Schema) -> list[str]:
+        """What is different in the other schema, a sentence each; empty when nothing is."""
+        ours = {f.name: f.model_dump() for f in self.features}
+        theirs = {f.name: f.model_dump() for f in other.features}
+        found = [f"{name!r} is new" for name in theirs if name not in ours]
+        found += [f"{name!r} is missing" for name in ours if name not in theirs]
+        found += [
+            f"{name!r}.{key} was {ours[name][key]!r}, is {value!r}"
+            for name in theirs
+            if name in ours
+            for key, value in theirs[name].items()
+            if ours[name][key] != value
+        ]
+        if not found and self != other:
+            found.append("the features stand in another order")
+        return found
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything that training and serving must agree on."""

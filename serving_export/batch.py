@@ -13,10 +13,9 @@ import mlflow
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
-from recsys.artifacts import Scoring
+from recsys.artifacts import Scoring, replaced
 from recsys.config import RunConfig
 from serving_export.registry import CHAMPION, ModelVersion, download, resolve
-from serving_export.staging import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def _answers(
 def _answer(
     frames: Iterator[pd.DataFrame], *, folder: str, name: str, version: str, k: int
 ) -> Iterator[pd.DataFrame]:
-    recommender = _recommender(folder)
+    recommender = _recommender(folder, name, version)
     for frame in frames:
         answer = recommender.predict(None, frame, {"k": k})
         yield pd.DataFrame(
@@ -103,6 +102,9 @@ def _answer(
 
 
 @cache
-def _recommender(folder: str) -> Any:
-    """Load the model once per Python worker; past MLflow's checks, which look at every cell."""
+def _recommender(folder: str, name: str, version: str) -> Any:
+    """Load the model once per Python worker; past MLflow's checks, which look at every cell.
+
+    Name and version are keys of the cache: a later call finds another model in the same folder.
+    """
     return mlflow.pyfunc.load_model(folder).unwrap_python_model()

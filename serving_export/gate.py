@@ -28,8 +28,8 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether the lift suffices."""
-        return self.lift.value >= self.least
+        """Whether the lift suffices; without a margin to reach, a draw is no win."""
+        return self.lift.value >= self.least and (self.lift.value > 0 or self.least < 0)
 
     def __str__(self) -> str:
         return (

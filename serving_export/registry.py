@@ -31,11 +31,11 @@ from recsys.artifacts import (
     ExportedModel,
     Promotion,
     RegisteredModel,
+    replaced,
 )
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
 from serving_export.gate import against_baselines, against_champion
-from serving_export.staging import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -161,17 +161,17 @@ def find_champion(name: str) -> str | None:
 
 def champion(config: RunConfig, directory: Path) -> Champion | None:
     """Find the champion and copy its exact SavedModel below `directory`; None without champion."""
-    try:
-        found = resolve(f"{config.registry.model}@{CHAMPION}")
-    except ArtifactError:
+    version = find_champion(config.registry.model)
+    if version is None:
         return None
+    found = ModelVersion(config.registry.model, version)
     copy = directory / f"{found.name}-{found.version}-exact"
-    return Champion(found.version, download(found, copy, "artifacts/exact"))
+    return Champion(version, download(found, copy, "artifacts/exact"))
 
 
 def promote(
     config: RunConfig, registered: RegisteredModel, report: EvaluationReport,
-    champion_report: EvaluationReport | None, directory: Path,
+    champion_report: EvaluationReport | str | None, directory: Path,
 ) -> Promotion:  # fmt: skip
     """Make the version champion if it beats the counting baselines and the present champion.
 
@@ -182,7 +182,8 @@ def promote(
         config: `registry.gate` says by how much.
         registered: the version to judge.
         report: its evaluation.
-        champion_report: evaluation of the present champion on the same queries.
+        champion_report: evaluation of the present champion on the same queries, or why there is
+            none although there is a champion.
         directory: of the manifest.
 
     Raises:
@@ -215,16 +216,19 @@ def promote(
 
 
 def _judge(
-    config: RunConfig, report: EvaluationReport, champion_report: EvaluationReport | None,
-    present: str | None,
+    config: RunConfig, report: EvaluationReport,
+    champion_report: EvaluationReport | str | None, present: str | None,
 ) -> tuple[bool, list[str]]:  # fmt: skip
     comparisons = against_baselines(config, report)
     if present is None:
         first = ["there was no champion to compare with"]
         return all(c.holds for c in comparisons), [*map(str, comparisons), *first]
-    if champion_report is None:
-        unknown = f"champion version {present} was not evaluated on this window, so it stays"
-        return False, [*map(str, comparisons), unknown]
+    if champion_report is None or isinstance(champion_report, str):
+        unknown = (
+            f"champion version {present} was not evaluated on this window, so it stays; to start "
+            f"anew without it, delete its alias {CHAMPION!r}. {champion_report or ''}"
+        )
+        return False, [*map(str, comparisons), unknown.strip()]
     comparisons.append(against_champion(config, report, champion_report, present))
     return all(c.holds for c in comparisons), list(map(str, comparisons))
 

@@ -53,11 +53,20 @@ class Retriever(tf.Module):
 
     Unknown ids and empty histories are no errors. A query is cold when the schema has item
     histories or user ids and none of them holds a value of its training vocabulary; it is answered
-    by popularity. With `exclude_seen`, items of the histories given are not returned either.
+    by popularity, unless the towers have learned from such queries (`prior_when_cold`). With
+    `exclude_seen`, items of the histories given are not returned either.
     """
 
-    def __init__(self, towers: Any, index: SearchIndex, corpus: Corpus, data: PreparedData) -> None:
+    def __init__(
+        self,
+        towers: Any,
+        index: SearchIndex,
+        corpus: Corpus,
+        data: PreparedData,
+        prior_when_cold: bool = True,
+    ) -> None:
         super().__init__()
+        self._prior_when_cold = prior_when_cold
         self._schema: Schema = data.features
         self._exclude_seen = data.exclude_seen
         self._size = len(corpus)
@@ -128,7 +137,7 @@ class Retriever(tf.Module):
             tf.reduce_any(self._is_known(feature.of or "", features[feature.name]), axis=1)
             for feature in self._schema.item_histories
         ] + [self._is_known(f.name, features[f.name]) for f in self._schema.user_ids]
-        if not known:
+        if not known or not self._prior_when_cold:
             batch = tf.shape(next(iter(features.values())))[0]
             return tf.zeros([batch], tf.bool)
         return tf.logical_not(tf.reduce_any(tf.stack(known), axis=0))

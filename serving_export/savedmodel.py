@@ -18,15 +18,15 @@ from recsys.artifacts import (
     IndexReport,
     PreparedData,
     TrainedModel,
+    check_same_schema,
+    replaced,
     write_atomically,
 )
 from recsys.config import RunConfig
 from recsys.dataset import raw_batches, read_corpus
 from recsys.models.embed import embed, in_batches, load_towers
-from recsys.schema import Schema
 from serving_export.index import ExactIndex, ScannIndex, build
 from serving_export.retriever import Retriever
-from serving_export.staging import replaced
 from serving_export.verify import Expectation, verify
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def export(
         ArtifactError: model and data differ in their schema, there is no held-out query, the index
             misses its recall target, or a variant answers otherwise in a fresh process.
     """
-    _check_schema(model.features, data.features)
+    check_same_schema(model, data)
     towers = load_towers(model.directory / model.towers)
     corpus = read_corpus(data)
     queries = _held_out_queries(data, max(_TUNING_QUERIES, config.export.parity_queries))
@@ -60,17 +60,21 @@ def export(
         "scann": scann_index,
         "exact": ExactIndex(embeddings),
     }
+    # Without a least history, training saw queries of which nothing is known.
+    prior_when_cold = config.data.min_history > 0
     contract = _contract(data, report, len(corpus))
     with replaced(directory) as folder:
         for name in _VARIANTS:
             logger.info("writing %s", name)
-            _write(Retriever(towers, indexes[name], corpus, data), folder / name, contract)
+            retriever = Retriever(towers, indexes[name], corpus, data, prior_when_cold)
+            _write(retriever, folder / name, contract)
         expectation = Expectation(
             data=data,
             corpus=corpus,
             queries={name: v[: config.export.parity_queries] for name, v in queries.items()},
             embeddings=embeddings,
             query_embeddings=query_embeddings[: config.export.parity_queries],
+            prior_when_cold=prior_when_cold,
         )
         parity = verify(expectation, {n: folder / n for n in _VARIANTS}, report, config.export)
         exported = ExportedModel(
@@ -86,27 +90,6 @@ def export(
             versions=_versions(),
         ).save()
     return exported.model_copy(update={"directory": directory})
-
-
-def _check_schema(of_model: Schema, of_data: Schema) -> None:
-    if of_model.fingerprint == of_data.fingerprint:
-        return
-    trained = {f.name: f.model_dump() for f in of_model.features}
-    prepared = {f.name: f.model_dump() for f in of_data.features}
-    differences = [f"{name!r} is new in the data" for name in prepared if name not in trained]
-    differences += [f"{name!r} is missing in the data" for name in trained if name not in prepared]
-    differences += [
-        f"{name!r}.{key} was {trained[name][key]!r}, is {value!r}"
-        for name in prepared
-        if name in trained
-        for key, value in prepared[name].items()
-        if trained[name][key] != value
-    ]
-    raise ArtifactError(
-        "the model was trained on another schema than the data has: "
-        + ("; ".join(differences) or "the features stand in another order")
-        + "; run `recsys fit` again"
-    )
 
 
 def _held_out_queries(data: PreparedData, count: int) -> dict[str, NDArray[Any]]:

@@ -40,6 +40,7 @@ class Expectation:
         queries: raw query features, `[num_queries]` or `[num_queries, length]`.
         embeddings: of the candidates, `[num_candidates, dim]`.
         query_embeddings: of the queries, `[num_queries, dim]`.
+        prior_when_cold: whether cold queries are answered by popularity.
     """
 
     data: PreparedData
@@ -47,6 +48,7 @@ class Expectation:
     queries: dict[str, NDArray[Any]]
     embeddings: Floats
     query_embeddings: Floats
+    prior_when_cold: bool = True
 
     def scores(self) -> Floats:
         """Score of every candidate for every query, -inf where excluded."""
@@ -54,7 +56,7 @@ class Expectation:
         rows = {item: row for row, item in enumerate(self.corpus.item)}
         scores = self.query_embeddings @ self.embeddings.T
         for query, (cold, seen) in enumerate(zip(self._cold(), self._seen(), strict=True)):
-            if cold:
+            if cold and self.prior_when_cold:
                 scores[query] = prior
             scores[query, [rows[item] for item in seen if item in rows]] = -np.inf
         return scores

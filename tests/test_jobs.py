@@ -1,12 +1,14 @@
 """The scheduled job against the code: every command, option and dependency exists."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import typer
 import yaml
 
-from recsys.cli import app
+from recsys.cli import _config_file, app
+from recsys.config import load_config
 from recsys.pipeline import STEPS
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +57,25 @@ def test_every_variable_is_declared():
     used = set(re.findall(r"\$\{var\.(\w+)\}", text))
     assert used
     assert used <= set(bundle["variables"])
+
+
+def test_the_wheel_is_the_one_that_the_bundle_builds():
+    for file in ROOT.glob("training/jobs/*.job.yml"):
+        job = yaml.safe_load(file.read_text())["resources"]["jobs"]
+        libraries = [
+            lib for entry in job.values() for t in entry["tasks"] for lib in t["libraries"]
+        ]
+        wheels = {(file.parent / lib["whl"]).resolve().parent for lib in libraries if "whl" in lib}
+        assert wheels == {ROOT / "dist"}
+
+
+def test_the_overrides_of_the_job_fit_the_config():
+    _, found = jobs()
+    for job in found:
+        for entry in job.values():
+            arguments = entry["tasks"][0]["python_wheel_task"]["parameters"]
+            changes = [b for a, b in pairwise(arguments) if a == "--set"]
+            plain = [re.sub(r"\$\{var\.\w+\}", "/Shared/x", change) for change in changes]
+            config = load_config(_config_file("eshop_clothing"), plain)
+            assert config.cluster.master is None
+            assert config.cluster.experiment.startswith("/")

@@ -36,6 +36,7 @@ def test_no_name_says_nothing_and_no_module_is_too_long():
 def test_the_top_level_is_fixed():
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")}
     built = {"build", "dist", "runs", "clickstream_recommender.egg-info"}
+    built |= {"spark-warehouse", "mlruns"}
     assert folders - built == {*PACKAGES, "notebooks", "tests", "benchmarks"}
 
 

@@ -21,7 +21,8 @@ _STATE = "state.json"
 class FitState(BaseModel):
     """How far a training has come; written after its checkpoint, so it never points to nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A loss that is not a number must not make the state unreadable.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     epoch: int = 0
     best_epoch: int = 0

@@ -22,6 +22,7 @@ from recsys.artifacts import (
     EvaluationReport,
     PreparedData,
     TrainedModel,
+    check_same_schema,
 )
 from recsys.baselines import Scorer, counting_baseline
 from recsys.bootstrap import interval, relative_lift, resampled_means
@@ -29,7 +30,6 @@ from recsys.config import RunConfig
 from recsys.dataset import Corpus, Interactions, read_corpus, read_interactions
 from recsys.metrics import coverage, novelty, per_query, self_information
 from recsys.ranks import Ranking, rank_queries
-from recsys.schema import Schema
 from training.als import als_baseline
 from training.embeddings import two_tower_scorer
 from training.slices import slices
@@ -62,12 +62,7 @@ def evaluate(
     Raises:
         ArtifactError: the model has another schema than the data, or either cannot be read.
     """
-    differing = _differences(model.features, data.features)
-    if differing or model.features.fingerprint != data.fingerprint:
-        raise ArtifactError(
-            f"{model.directory} is a SavedModel of another schema than {data.directory}; features "
-            f"that differ: {differing or 'their order'}. Run `recsys fit` on this data"
-        )
+    check_same_schema(model, data)
     window = _read(data)
     rankings = {_MODEL: _rank_towers(config, data, window, model.directory / model.towers)}
     for name in config.evaluation.baselines:
@@ -230,10 +225,3 @@ def _write(
         report.directory / report.per_query, user=queries.user, label=queries.label, **ranks
     )
     return report.save()
-
-
-def _differences(model: Schema, data: Schema) -> list[str]:
-    """Names of the features that only one schema has, or that differ between them."""
-    ours = {feature.name: feature for feature in model.features}
-    theirs = {feature.name: feature for feature in data.features}
-    return sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))

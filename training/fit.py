@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from recsys.artifacts import ArtifactError, PreparedData, TrainedModel
+from recsys.artifacts import ArtifactError, PreparedData, TrainedModel, replaced
 from recsys.config import RunConfig
 from recsys.dataset import (
     named_corruption,
@@ -156,11 +155,8 @@ def _check_schema(config: RunConfig, data: PreparedData) -> None:
 
 
 def _save_towers(model: TwoTower, directory: Path) -> None:
-    unfinished = directory.with_name(f".{directory.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.towers.save(unfinished)
-    shutil.rmtree(directory, ignore_errors=True)
-    unfinished.rename(directory)
+    with replaced(directory) as folder:
+        model.towers.save(folder)
 
 
 def _manifest(

@@ -71,6 +71,13 @@ def _java_version(java: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def has_session() -> bool:
+    """Whether this process has a Spark session already, as a notebook of a cluster has."""
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession() is not None
+
+
 def spark_session(cluster: Cluster, app_name: str) -> SparkSession:
     """Return the session of the cluster, started if need be, with the `tfrecord` source.
 

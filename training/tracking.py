@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
-from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from recsys.config import Cluster, RunConfig
 
+_TOKEN_TAG = "recsys.run"
 _FOLDER_TAG = "recsys.run_dir"
 _PARAM_LIMIT = 6000
 _BATCH = 100
@@ -60,11 +60,16 @@ class Tracker:
         self._client = MlflowClient(uri)
 
     @classmethod
-    def open(cls, config: RunConfig, run_dir: Path) -> Tracker:
+    def open(cls, config: RunConfig, run_dir: Path, token: str) -> Tracker:
         """Find the run of this folder, or create it.
 
-        A run that had failed is continued. Its tag is the folder, so a process that was killed
-        before it could note the run's id still finds it.
+        A run that had failed is continued. It is found by a tag, so also by the successor of a
+        process that was killed before it could note the run's id.
+
+        Args:
+            config: of the run.
+            run_dir: its folder.
+            token: see `RunFolder.token`.
 
         Raises:
             TrackingError: the store cannot be reached or read.
@@ -74,9 +79,10 @@ class Tracker:
         # The store creates its tables through alembic, which announces each of them.
         os.environ.setdefault("MLFLOW_ALEMBIC_LOG_LEVEL", "WARNING")
         try:
-            run = _find_or_create(MlflowClient(uri), config, run_dir)
-        except MlflowException as error:
-            raise TrackingError(f"MLflow at {uri}: {error}") from error
+            run = _find_or_create(MlflowClient(uri), config, run_dir, token)
+        except Exception as error:
+            # Each kind of store fails in its own way: SQL, HTTP, files, MLflow's own errors.
+            raise TrackingError(f"MLflow at {uri} cannot be used: {error}") from error
         tracker = cls(uri, run.info.run_id)
         tracker.set_status("RUNNING")
         return tracker
@@ -113,7 +119,7 @@ class Tracker:
             self._client.set_terminated(self.run_id, status)
 
 
-def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path) -> Run:
+def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, token: str) -> Run:
     name = config.cluster.experiment
     experiment = client.get_experiment_by_name(name)
     experiment_id = (
@@ -121,11 +127,11 @@ def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path) -> R
         if experiment is not None
         else client.create_experiment(name, artifact_location=_artifacts(config.cluster, run_dir))
     )
-    folder = str(run_dir.resolve())
-    found = client.search_runs([experiment_id], f"tags.`{_FOLDER_TAG}` = '{folder}'", max_results=1)
+    found = client.search_runs([experiment_id], f"tags.`{_TOKEN_TAG}` = '{token}'", max_results=1)
     if found:
         return found[0]
-    return client.create_run(experiment_id, tags={_FOLDER_TAG: folder}, run_name=config.name)
+    tags = {_TOKEN_TAG: token, _FOLDER_TAG: str(run_dir.resolve())}
+    return client.create_run(experiment_id, tags=tags, run_name=config.name)
 
 
 def _artifacts(cluster: Cluster, run_dir: Path) -> str | None:

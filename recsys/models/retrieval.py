@@ -15,6 +15,8 @@ from recsys.losses import FullSoftmax, SampledSoftmax
 from recsys.models.towers import CandidateTower, QueryTower, StatelessDropout, Towers
 from recsys.schema import Schema
 
+_EMBED_BATCH = 16_384
+
 
 class TwoTower(tfrs.Model):
     """Query and candidate tower trained by a softmax over candidates.
@@ -54,9 +56,13 @@ class TwoTower(tfrs.Model):
         embedding = FeatureEmbedding(
             self._schema, self._encoder.vocabulary_sizes(), config.embedding_dim
         )
-        dropouts = [StatelessDropout(config.dropout, self._seed + i, self.step) for i in range(2)]
-        self.query_tower = QueryTower(self._schema, embedding, config, dropouts[0])
-        self.candidate_tower = CandidateTower(self._schema, embedding, config, dropouts[1])
+        # One for each place: equal seeds would drop the same units everywhere.
+        dropouts = [
+            StatelessDropout(config.dropout, self._seed + place, self.step)
+            for place in range(2 + len(config.hidden))
+        ]
+        self.query_tower = QueryTower(self._schema, embedding, config, dropouts[1:])
+        self.candidate_tower = CandidateTower(self._schema, embedding, config, dropouts[0])
 
     @property
     def towers(self) -> Towers:
@@ -102,10 +108,16 @@ class TwoTower(tfrs.Model):
         """Embed encoded query features as a server would, `[batch, embedding_dim]`."""
         return self.query_tower(encoded, training=False)
 
-    @tf.function
     def embed_corpus(self) -> tf.Tensor:
-        """Embed every candidate, `[num_items, embedding_dim]`."""
-        return self._embed_rows(tf.range(self._num_items), training=False)
+        """Embed every candidate, `[num_items, embedding_dim]`, a batch at a time."""
+        starts = range(0, self._num_items, _EMBED_BATCH)
+        parts = [self._embed_range(tf.constant(start)) for start in starts]
+        return tf.concat(parts, axis=0)
+
+    @tf.function
+    def _embed_range(self, start: tf.Tensor) -> tf.Tensor:
+        stop = tf.minimum(start + _EMBED_BATCH, self._num_items)
+        return self._embed_rows(tf.range(start, stop), training=False)
 
     def _embed_rows(self, rows: tf.Tensor, training: bool) -> tf.Tensor:
         encoded = {name: tf.gather(value, rows) for name, value in self._corpus.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -77,7 +77,7 @@ class QueryTower(tf.keras.layers.Layer):
         schema: Schema,
         embedding: FeatureEmbedding,
         config: TwoTowerConfig,
-        dropout: StatelessDropout,
+        dropouts: Sequence[StatelessDropout],
     ) -> None:
         super().__init__()
         self._histories = tuple(schema.histories())
@@ -86,7 +86,7 @@ class QueryTower(tf.keras.layers.Layer):
         self._pools = {f.name: HistoryPool(name=f"{f.name}_pool") for f in self._histories}
         self._hidden = [tf.keras.layers.Dense(units, "gelu") for units in config.hidden]
         self._output = tf.keras.layers.Dense(config.embedding_dim)
-        self._dropout = dropout
+        self._dropouts = list(dropouts)
         self._normalize = config.loss.normalize
         average = tf.keras.initializers.Constant(1 / _NUM_POOLS)
         self._gains = {
@@ -100,9 +100,9 @@ class QueryTower(tf.keras.layers.Layer):
         parts = list(pooled.values())
         if self._others:
             parts.append(self._embedding(self._others, encoded))
-        hidden = self._dropout(tf.concat(parts, axis=-1), training=training)
-        for layer in self._hidden:
-            hidden = self._dropout(layer(hidden), training=training)
+        hidden = self._dropouts[0](tf.concat(parts, axis=-1), training=training)
+        for layer, dropout in zip(self._hidden, self._dropouts[1:], strict=True):
+            hidden = dropout(layer(hidden), training=training)
         output = self._output(hidden)
         for name, gain in self._gains.items():
             pools = tf.reshape(pooled[name], [-1, _NUM_POOLS, output.shape[-1]])

@@ -5,14 +5,19 @@ import numpy as np
 import pytest
 
 import recsys.bootstrap
-from recsys.bootstrap import bootstrap, paired_lift, resampled_means
+from recsys.bootstrap import interval, paired_lift, resampled_means
 
 SETTINGS = {"samples": 400, "confidence": 0.95, "seed": 1}
 
 
+def bootstrap(values, users, *, samples, confidence, seed):
+    replicates = resampled_means(values[:, None], users, samples, seed)[:, 0]
+    return interval(values.mean(), replicates, confidence)
+
+
 def test_doctests_hold():
     result = doctest.testmod(recsys.bootstrap)
-    assert result.attempted >= 2
+    assert result.attempted >= 1
     assert result.failed == 0
 
 

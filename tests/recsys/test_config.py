@@ -72,12 +72,33 @@ def test_paths_are_relative_to_the_file_and_in_overrides_to_the_working_director
         ("registry.gate.metric=auc", r"registry\.gate\.metric: .*match pattern"),
         ("registry.gate.metric=ndcg@7", r"needs 7 in evaluation\.k"),
         ("data.events.table=clicks", r"exactly one of `path`, `table` or `query`"),
+        ("seed=-1", r"seed: .*greater than or equal to 0"),
+        ("evaluation.k=[0,20]", r"evaluation\.k\.0: .*greater than or equal to 1"),
+        ("features.0.length=9", r"a list is set as a whole, such as evaluation\.k=\[10,20\]"),
         ("data.event_types.buy.weight=2", r"`event_types` needs `events\.columns\.event`"),
     ],
 )
 def test_errors_name_key_expectation_and_nearest_name(minimal, override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(minimal, [override])
+
+
+def test_the_label_cannot_be_read_as_context(minimal):
+    telling = "  - {name: told, side: context, kind: id, column: item}\nregistry:"
+    minimal.write_text(MINIMAL.replace("registry:", telling))
+    with pytest.raises(ConfigError, match="feature 'told' tells the label"):
+        load_config(minimal)
+
+
+def test_item_ids_take_the_dimension_of_the_model(minimal):
+    minimal.write_text(MINIMAL.replace("column: item}", "column: item, dim: 8}"))
+    with pytest.raises(ConfigError, match=r"feature 'item_id' takes model\.embedding_dim"):
+        load_config(minimal)
+
+
+def test_uris_are_left_to_spark(minimal):
+    for uri in ("s3://bucket/clicks", "dbfs:/mnt/clicks.csv", "file:/tmp/clicks.csv"):
+        assert load_config(minimal, [f"data.events.path='{uri}'"]).data.events.path == uri
 
 
 def test_missing_key_is_named(minimal):

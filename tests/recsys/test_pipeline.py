@@ -1,8 +1,9 @@
 import shutil
 
 import pytest
+from mlflow import MlflowClient
 
-from recsys.artifacts import ArtifactError, EvaluationReport, PreparedData
+from recsys.artifacts import ArtifactError, EvaluationReport, PreparedData, RegisteredModel
 from recsys.config import RunConfig
 from recsys.pipeline import STEPS, Run
 from recsys.run_folder import RunFolder
@@ -41,18 +42,20 @@ def test_a_step_done_again_takes_away_what_later_steps_made_of_it(run):
 
 def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):
     shutil.rmtree(run.directory("fit") / "towers")
+    client, run_id = MlflowClient(run.tracker.uri), run.tracker.run_id
     with pytest.raises(ArtifactError, match="cannot be loaded as a SavedModel"):
-        evaluate_tracked(run)
-    client = run.tracker._client
-    assert client.get_run(run.tracker.run_id).info.status == "FAILED"
-    again = Run(run.folder, run.config)
-    assert again.tracker.run_id == run.tracker.run_id
-    assert client.get_run(run.tracker.run_id).info.status == "RUNNING"
+        run.do("export", again=True)
+    assert client.get_run(run_id).info.status == "FAILED"
+    assert Run(run.folder, run.config).tracker.run_id == run_id
+    assert client.get_run(run_id).info.status == "RUNNING"
 
 
-def evaluate_tracked(run):
-    assert run.tracker.run_id
-    run.do("export", again=True)
+def test_asking_leaves_a_finished_run_finished(run, finished_run):
+    shutil.copy(finished_run.parent / "mlflow.db", run.folder.path.parent)
+    run_id = run.load("register", RegisteredModel).run_id
+    assert "user u7" in run.recommend("u7", 3, "champion")
+    client = MlflowClient(f"sqlite:///{run.folder.path.parent / 'mlflow.db'}")
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_the_run_reads_its_own_folders(run):

@@ -72,3 +72,15 @@ def test_raw_types():
 def test_a_missing_feature_names_those_there_are():
     with pytest.raises(KeyError, match="no feature 'prise'; there are"):
         Schema(features=(HISTORY, ITEM))["prise"]
+
+
+def test_differences_are_named():
+    query = Feature(name="q", side="query", kind="number")
+    schema, other = Schema(features=(HISTORY, ITEM, query)), Schema(features=(HISTORY, ITEM))
+    assert schema.differences(schema) == []
+    assert schema.differences(other) == ["'q' is missing"]
+    assert other.differences(schema) == ["'q' is new"]
+    longer = Schema(features=(HISTORY.model_copy(update={"length": 9}), ITEM))
+    assert other.differences(longer) == ["'history'.length was 20, is 9"]
+    turned = Schema(features=(ITEM, HISTORY))
+    assert other.differences(turned) == ["the features stand in another order"]

@@ -50,6 +50,7 @@ def run_config(features=FEATURES, gate=None, scoring=None, **export_settings) ->
                     "columns": {"user": "user", "item": "item", "time": "time"},
                 },
                 "split": {"kind": "leave_last_out"},
+                "min_history": 1,
             },
             "features": [f.model_dump() for f in features],
             "export": {"index": {"k": 10, "min_recall": 0.9}, "parity_queries": 16}

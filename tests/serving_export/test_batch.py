@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import mlflow
 import numpy as np
 import pandas as pd
@@ -89,6 +91,38 @@ def test_table(spark, users, config, tmp_path):
         assert [p.name for p in (tmp_path / "scoring").iterdir()] == ["manifest.json"]
     finally:
         spark.sql("DROP DATABASE scored CASCADE")
+
+
+def test_each_version_answers_for_itself_although_the_folder_is_the_same(
+    spark, users, config, tmp_path
+):
+    """Spark keeps its Python workers, and they keep their models."""
+    client = mlflow.MlflowClient()
+    first = client.get_model_version("tiny", "1")
+    answers = {}
+    other = client.create_model_version("tiny", _popular_first(first.source, tmp_path))
+    try:
+        for version in ("1", str(other.version)):
+            score(config, spark, users[0], tmp_path / "scoring", f"tiny/{version}")
+            frame = pd.read_parquet(tmp_path / "scoring" / "recommendations").set_index("user")
+            assert set(frame["model_version"]) == {version}
+            answers[version] = frame["items"].map(tuple).to_dict()
+    finally:
+        client.delete_model_version("tiny", other.version)
+    assert answers["1"] != answers[str(other.version)]
+
+
+def _popular_first(source, tmp_path):
+    """A copy of a model whose answers come in reverse."""
+    copy = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path / "copy")))
+    code = next(copy.rglob("pyfunc.py"))
+    text = code.read_text()
+    assert "return pd.concat(parts" in text
+    code.write_text(text.replace("return pd.concat(parts", "return _reversed(parts"))
+    with code.open("a") as stream:
+        stream.write("\n\ndef _reversed(parts, **_):\n    whole = pd.concat(parts)\n")
+        stream.write("    whole['ids'] = [ids[::-1] for ids in whole['ids']]\n    return whole\n")
+    return str(copy)
 
 
 def test_without_champion_says_what_to_do_and_leaves_the_last_result(

@@ -181,7 +181,7 @@ def test_champion_that_was_not_evaluated_stays(named, client, tiny, tmp_path):
 
     assert not promotion.promoted
     assert promotion.reasons[-1] == (
-        "champion version 1 was not evaluated on this window, so it stays"
+        "champion version 1 was not evaluated on this window, so it stays; to start anew without it, delete its alias 'champion'."
     )
 
 

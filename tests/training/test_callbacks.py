@@ -17,12 +17,19 @@ def model_of(value):
     return model
 
 
+def moments(model):
+    return [v for v in model.optimizer.variables if "m/dense" in v.name.lower()]
+
+
 def run(checkpoints, values):
     """Pretend to train: the weights of an epoch are its metric."""
     model = model_of(0)
     checkpoints.set_model(model)
     for epoch, value in enumerate(values, start=checkpoints.state.epoch):
         model.set_weights([np.full((2, 1), value, np.float32)])
+        model.optimizer.iterations.assign(epoch + 1)
+        for variable in moments(model):
+            variable.assign(np.full(variable.shape, epoch + 1, np.float32))
         checkpoints.on_epoch_end(epoch, {"ndcg@20": value, "loss": 1 - value})
         if model.stop_training:
             break
@@ -41,10 +48,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
 
 
 def test_a_new_process_resumes_with_weights_optimizer_and_curves(tmp_path):
-    model = run(EpochCheckpoints(tmp_path, "ndcg@20", patience=3), [0.1, 0.2])
-    model.optimizer.iterations.assign(7)
-    first = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
-    first.restore(model_of(0))
+    run(EpochCheckpoints(tmp_path, "ndcg@20", patience=3), [0.1, 0.2])
     run_on = model_of(0)
     again = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
     state = again.restore(run_on)
@@ -52,6 +56,10 @@ def test_a_new_process_resumes_with_weights_optimizer_and_curves(tmp_path):
         epoch=2, best_epoch=2, curves={"ndcg@20": [0.1, 0.2], "loss": [0.9, 0.8]}
     )
     assert run_on.get_weights()[0].ravel().tolist() == pytest.approx([0.2, 0.2])
+    assert run_on.optimizer.iterations.numpy() == 2
+    slots = [v.numpy() for v in moments(run_on)]
+    assert slots
+    assert all((slot == 2).all() for slot in slots)
 
 
 def test_without_a_checkpoint_it_starts_at_the_beginning(tmp_path):

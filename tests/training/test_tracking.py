@@ -9,13 +9,13 @@ from training.tracking import Tracker, TrackingError, check_reachable, tracking_
 
 @pytest.fixture
 def tracker(config, tmp_path):
-    return Tracker.open(config, tmp_path / "runs" / "one")
+    return Tracker.open(config, tmp_path / "runs" / "o'ne", "token")
 
 
-def test_one_run_per_folder(config, tracker, tmp_path):
+def test_one_run_per_token_wherever_its_folder_is(config, tracker, tmp_path):
     tracker.set_status("FAILED")
-    again = Tracker.open(config, tmp_path / "runs" / "one")
-    other = Tracker.open(config, tmp_path / "runs" / "two")
+    again = Tracker.open(config, tmp_path / "runs" / "moved", "token")
+    other = Tracker.open(config, tmp_path / "runs" / "o'ne", "another token")
     assert again.run_id == tracker.run_id
     assert other.run_id != tracker.run_id
     client = MlflowClient(tracker.uri)
@@ -65,4 +65,4 @@ def test_an_unreadable_store_is_a_clear_error(config, tmp_path):
     folder.mkdir()
     (folder / "mlflow.db").write_text("this is no database, and long enough to be seen as such" * 9)
     with pytest.raises(TrackingError, match=r"MLflow at sqlite:.*mlflow\.db"):
-        Tracker.open(config, folder / "one")
+        Tracker.open(config, folder / "one", "token")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from recsys.config import ConfigError, Data, RunConfig, Source
+from recsys.config import ConfigError, Data, RunConfig, Source, is_uri
 from recsys.schema import Feature
 
 Home = Literal["role", "events", "items", "users"]
@@ -165,7 +165,7 @@ def _require(key: str, column: str, tables: tuple[Columns, ...]) -> None:
 
 def _read_header(key: str, source: Source) -> Columns | None:
     """Return the columns of a file, or None when only Spark can tell them."""
-    if source.path is None or "://" in source.path or source.path.startswith("dbfs:"):
+    if source.path is None or is_uri(source.path):
         return None
     file = _first_file(key, source.path)
     if source.query is not None or file is None:

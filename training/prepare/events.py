@@ -170,6 +170,8 @@ def _row_reasons(data: Data, role: dict[str, Column]) -> dict[str, Column]:
             impossible |= at > to_microseconds(cleaning.not_after)
         reasons["impossible time"] = impossible
     for reason, predicate in data.cleaning.drop.items():
+        if reason in reasons:
+            raise ConfigError(f"data.cleaning.drop: {reason!r} is a reason of its own already")
         reasons[reason] = F.expr(predicate)
     if data.event_types:
         listed = role["event"].isin(*data.event_types)
