@@ -35,7 +35,8 @@ class Comparison:
         return (
             f"{self.metric} {self.lift.value:+.1%} over {self.rival} "
             f"(interval {self.lift.low:+.1%} to {self.lift.high:+.1%}; "
-            f"{'passes' if self.holds else 'fails'}, at least {self.least:+.1%} is asked for)"
+            f"{'passes' if self.holds else 'fails'}, "
+            f"{'at least' if self.least else 'more than'} {self.least:+.1%} is asked for)"
         )
 
 

@@ -71,7 +71,7 @@ def test_mlflow_holds_parameters_metrics_and_the_champion(finished_run):
     model = TrainedModel.load(finished_run / "model")
     assert [point.value for point in curve] == pytest.approx(model.curves["ndcg@20"])
     champion = client.get_model_version_by_alias("planted", "champion")
-    assert champion.version == registered.model_version
+    assert str(champion.version) == registered.model_version
 
 
 def test_the_summary_is_for_a_person(finished_run):
