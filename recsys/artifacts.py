@@ -110,6 +110,16 @@ class Examples(_Frozen):
     num_cold_items: int = Field(0, description="labelled items without a training event")
 
 
+class Sequences(Examples):
+    """One split as TFRecord shards of sequences: the labels of a user lie along one history.
+
+    A record lists up to `history` length events, and for every label how many of these events are
+    known before it. `num_examples` counts the labels.
+    """
+
+    num_sequences: int
+
+
 class Corpus(_Frozen):
     """All candidates: TFRecord shards of item, name, count, labels and the candidate features.
 
@@ -152,7 +162,8 @@ class PreparedData(Manifest):
 
     features: Schema
     fingerprint: str = Field(description="of the schema")
-    train: Examples
+    train: Sequences
+    recent: Sequences = Field(description="the labels of `validation`, to be learned in the end")
     validation: Examples
     test: Examples
     corpus: Corpus

@@ -15,11 +15,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from recsys.artifacts import ArtifactError, Examples, PreparedData
-from recsys.schema import Feature
+from recsys.artifacts import ArtifactError, Examples, PreparedData, Sequences
+from recsys.schema import MISSING, Feature
 
 _READ_BATCH = 4096
-_MISSING = {"string": "", "float": float("nan"), "int64": -1}
+#: Batches that are sorted by length together, so that sequences of one batch are about equally
+#: long and little of it is padding.
+_SORTED_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,28 +114,59 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
     } | _feature_spec(histories)
     rows = corpus.rows()
     lengths: list[NDArray[np.int64]] = []
-    parts: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("user", "label", "history", "weight", "exclusions")
-    }
+    parts: list[dict[str, NDArray[Any]]] = []
     with _named_corruption(data.files(examples)):
         for batch in _parsed(data.files(examples), spec):
             history = batch[histories[0].name] if histories else tf.zeros([len(batch["user"]), 0])
-            parts["user"].append(batch["user"].numpy())
-            parts["label"].append(rows.lookup(batch["label"]).numpy())
-            parts["weight"].append(batch["weight"].numpy())
-            parts["history"].append(_history_rows(history, rows))
-            parts["exclusions"].append(rows.lookup(batch["exclusions"].values).numpy())
+            parts.append(
+                {
+                    "user": batch["user"].numpy(),
+                    "label": rows.lookup(batch["label"]).numpy(),
+                    "weight": batch["weight"].numpy(),
+                    "history": _history_rows(history, rows),
+                    "exclusions": rows.lookup(batch["exclusions"].values).numpy(),
+                }
+            )
             lengths.append(batch["exclusions"].row_lengths().numpy())
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    _, codes = np.unique(whole["user"].astype(bytes), return_inverse=True)
+    whole = _concatenated(parts)
+    exclusions = whole.pop("exclusions")
     splits = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return _interactions(whole, (exclusions, splits) if data.exclude_seen else None)
+
+
+def read_sequences(data: PreparedData, sequences: Sequences, corpus: Corpus) -> Interactions:
+    """Read training sequences as if each label were an example of its own."""
+    histories = data.features.item_histories[:1]
+    length = histories[0].length if histories else 0
+    rows = corpus.rows()
+    parts = []
+    with _named_corruption(data.files(sequences)):
+        for batch in _parsed(data.files(sequences), _sequence_spec(data)):
+            label = batch["label"]
+            history = rows.lookup(batch[histories[0].name].to_tensor("")) if histories else None
+            parts.append(
+                {
+                    "user": np.repeat(batch["user"].numpy(), label.row_lengths().numpy()),
+                    "label": rows.lookup(label.values).numpy(),
+                    "weight": batch["weight"].values.numpy(),
+                    "history": _known_rows(history, batch["known"], length),
+                }
+            )
+    return _interactions(_concatenated(parts), None)
+
+
+def _concatenated(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _interactions(
+    columns: dict[str, NDArray[Any]],
+    exclusions: tuple[NDArray[np.int32], NDArray[np.int64]] | None,
+) -> Interactions:
+    user_id = columns.pop("user")
+    _, codes = np.unique(user_id.astype(bytes), return_inverse=True)
     return Interactions(
-        user=codes.astype(np.int64),
-        user_id=whole["user"],
-        label=whole["label"],
-        history=whole["history"],
-        weight=whole["weight"],
-        exclusions=(whole["exclusions"], splits) if data.exclude_seen else None,
+        user=codes.astype(np.int64), user_id=user_id, exclusions=exclusions, **columns
     )
 
 
@@ -149,33 +182,73 @@ def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.d
 
 
 def training_batches(
-    data: PreparedData, batch_size: int, epochs: range, seed: int, buffer: int
+    data: PreparedData,
+    splits: Sequence[Sequences],
+    batch_size: int,
+    epochs: range,
+    seed: int,
+    buffer: int,
 ) -> tf.data.Dataset:
-    """Endless-looking stream of shuffled raw batches, one pass over the examples per epoch.
+    """Endless-looking stream of shuffled raw batches, one pass over the sequences per epoch.
 
     The order of an epoch depends on `seed` and on the epoch's number alone, so that a training
-    that resumes at epoch n sees what an undisturbed one would have seen. Each batch holds the raw
-    query features, `label` (item id) and `weight`. The last batch of an epoch may be smaller.
+    that resumes at epoch n sees what an undisturbed one would have seen. The last batch of an
+    epoch may be smaller. A batch of B sequences that hold M labels has
+
+    - the histories by name, `[B, longest of the batch]`, oldest first, padded at the end;
+    - `sequence` and `known`, int32 `[M]`: the label's row of the batch, and how many events of its
+      history are before the label;
+    - `label` (item id), `weight` and the other query features by name, `[M]`.
     """
-    files = tf.constant(data.files(data.train))
-    spec = _feature_spec(data.features.query) | {
-        "label": tf.io.FixedLenFeature([], tf.string),
-        "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
-    }
+    files = tf.constant([file for split in splits for file in data.files(split)])
+    spec = _sequence_spec(data)
+    lists = [f.name for f in data.features.histories()]
+    sized_by = lists[0] if lists else "label"
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(files, seed=[seed, epoch])
         shuffle_seed = tf.random.stateless_uniform(
             [], [seed, epoch], maxval=tf.int64.max, dtype=tf.int64
         )
-        records = tf.data.TFRecordDataset(order)
-        return records.shuffle(buffer, seed=shuffle_seed).batch(batch_size)
+        records = tf.data.TFRecordDataset(order).shuffle(buffer, seed=shuffle_seed)
+        several = records.batch(batch_size * _SORTED_BATCHES)
+        parsed = several.map(
+            lambda bytes_: _parse(bytes_, spec), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return parsed.flat_map(
+            lambda rows: _batches_by_length(rows, sized_by, batch_size, [seed, epoch])
+        )
 
     return (
         tf.data.Dataset.range(epochs.start, epochs.stop)
         .flat_map(one_epoch)
-        .map(lambda records: _parse(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(lambda rows: _flat_labels(rows, lists), num_parallel_calls=tf.data.AUTOTUNE)
     )
+
+
+def _batches_by_length(
+    rows: dict[str, tf.RaggedTensor], sized_by: str, batch_size: int, seed: Sequence[Any]
+) -> tf.data.Dataset:
+    """Cut rows into batches of sequences that are about equally long, in random order."""
+    order = tf.argsort(rows[sized_by].row_lengths(), stable=True)
+    num_batches = (tf.size(order) + batch_size - 1) // batch_size
+    numbers = tf.random.experimental.stateless_shuffle(tf.range(num_batches), seed=seed)
+
+    def take(number: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+        chosen = order[number * batch_size : (number + 1) * batch_size]
+        return {name: tf.gather(values, chosen) for name, values in rows.items()}
+
+    return tf.data.Dataset.from_tensor_slices(numbers).map(take)
+
+
+def _flat_labels(rows: dict[str, Any], histories: Sequence[str]) -> dict[str, tf.Tensor]:
+    sequence = tf.cast(rows["label"].value_rowids(), tf.int32)
+    flat = {
+        name: rows[name].to_tensor("") if name in histories else rows[name].values
+        for name in rows
+        if name != "user"
+    }
+    return flat | {"sequence": sequence, "known": tf.cast(flat["known"], tf.int32)}
 
 
 @contextmanager
@@ -217,8 +290,22 @@ def _feature_spec(features: Sequence[Feature]) -> dict[str, Any]:
         spec[feature.name] = (
             _History(feature.length)
             if feature.is_list
-            else tf.io.FixedLenFeature([], dtype, _MISSING[feature.dtype])
+            else tf.io.FixedLenFeature([], dtype, MISSING[feature.dtype])
         )
+    return spec
+
+
+def _sequence_spec(data: PreparedData) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "user": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.RaggedFeature(tf.string),
+        "known": tf.io.RaggedFeature(tf.int64),
+        "weight": tf.io.RaggedFeature(tf.float32),
+        "time": tf.io.RaggedFeature(tf.int64),
+    }
+    for feature in data.features.query:
+        dtype = tf.dtypes.as_dtype(feature.dtype if feature.dtype != "float" else "float32")
+        spec[feature.name] = tf.io.RaggedFeature(dtype)
     return spec
 
 
@@ -253,6 +340,21 @@ def _read(files: Sequence[str], spec: dict[str, Any]) -> dict[str, NDArray[Any]]
     if not batches:
         raise ArtifactError(f"{files[0]} holds no records: run `recsys prepare` again")
     return {name: np.concatenate([batch[name] for batch in batches]) for name in spec}
+
+
+def _known_rows(
+    history: tf.Tensor | None, known: tf.RaggedTensor, length: int
+) -> NDArray[np.int32]:
+    """Corpus rows of what each label knows, `[labels, length]`, padded with -1 at the end."""
+    known_flat = known.values.numpy()
+    window = np.full((len(known_flat), length), -1, np.int32)
+    if history is None or history.shape[1] == 0:
+        return window
+    sequence = known.value_rowids().numpy()[:, None]
+    place = np.maximum(known_flat - length, 0)[:, None] + np.arange(length)
+    valid = place < known_flat[:, None]
+    rows = history.numpy()[sequence, np.minimum(place, history.shape[1] - 1)]
+    return np.where(valid, rows, window)
 
 
 def _history_rows(history: tf.Tensor, table: tf.lookup.StaticHashTable) -> NDArray[np.int32]:

@@ -50,6 +50,11 @@ class FeatureEncoder(tf.Module):
         """Rows that an embedding table needs, by feature that owns a vocabulary."""
         return {name: lookup.vocabulary_size() for name, lookup in self._lookups.items()}
 
+    def vocabulary(self, name: str) -> list[str]:
+        """Value of every row of a feature's table; "" and "[UNK]" for missing and unknown ones."""
+        values: list[str] = self._lookups[name].get_vocabulary()
+        return values
+
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Encode the features that are present in `raw`; other keys pass through."""
         known = {feature.name: feature for feature in self._schema.features}

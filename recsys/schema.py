@@ -18,6 +18,9 @@ RESERVED = frozenset(
     {"label", "weight", "user", "time", "exclusions", "item", "name", "count", "labels", "k"}
 )
 
+#: What stands for a missing value of each dtype in records and requests.
+MISSING: dict[str, str | float | int] = {"string": "", "float": float("nan"), "int64": -1}
+
 
 class Vocabulary(BaseModel):
     """Rule by which the values of an id or category feature get their rows of the table."""
@@ -102,6 +105,11 @@ class Schema(BaseModel):
         for feature in self.features:
             if feature.of is not None:
                 self._check_history(feature)
+        lengths = {f.name: f.length for f in self.histories()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"histories list the same events, so their `length` must be equal; got {lengths}"
+            )
         if not self.query or not self.candidate:
             raise ValueError("at least one query or context and one candidate feature are needed")
         return self
@@ -149,6 +157,11 @@ class Schema(BaseModel):
     def histories(self) -> Iterator[Feature]:
         """Yield the history features."""
         return (f for f in self.features if f.kind == "history")
+
+    @property
+    def history_length(self) -> int:
+        """Most recent events that a query lists; 0 without a history."""
+        return max((feature.length for feature in self.histories()), default=0)
 
     def differences(self, other: Schema) -> list[str]:
         """What is different in the other schema, a sentence each; empty when nothing is."""

@@ -39,7 +39,7 @@ features:
   - {name: price, side: candidate, kind: number}
   - {name: title, side: candidate, kind: text, column: name, length: 4, buckets: 50, dim: 8}
 model: {embedding_dim: 16, dropout: 0.1}
-train: {epochs: 6, global_batch_size: 128, learning_rate: 0.02}
+train: {epochs: 6, global_batch_size: 32, learning_rate: 0.02}
 evaluation: {k: [1, 10, 20], bootstrap_samples: 50}
 export: {index: {k: 20}, parity_queries: 64}
 registry: {model: planted}

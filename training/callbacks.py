@@ -37,11 +37,13 @@ class FitState(BaseModel):
 class EpochCheckpoints(tf.keras.callbacks.Callback):
     """Save each finished epoch, remember the best, stop when `patience` epochs brought no better.
 
+    Without a metric to monitor the last epoch is the best, and nothing stops.
+
     `directory/state.json` is replaced as a whole after the checkpoint of its epoch exists: a
     process that is killed anywhere resumes at the last finished epoch.
     """
 
-    def __init__(self, directory: Path, monitor: str, patience: int) -> None:
+    def __init__(self, directory: Path, monitor: str | None = None, patience: int = 1) -> None:
         super().__init__()
         self._directory = directory
         self._monitor = monitor
@@ -67,7 +69,7 @@ class EpochCheckpoints(tf.keras.callbacks.Callback):
         """Write the checkpoint, then the state that names it, then forget older epochs."""
         number = epoch + 1
         metrics = dict(logs or {})
-        better = metrics[self._monitor] > self.state.best(self._monitor)
+        better = self._monitor is None or metrics[self._monitor] > self.state.best(self._monitor)
         best_epoch = number if better else self.state.best_epoch
         curves = {
             name: [*self.state.curves.get(name, []), float(value)]

@@ -27,7 +27,13 @@ from recsys.artifacts import (
 from recsys.baselines import Scorer, counting_baseline
 from recsys.bootstrap import interval, relative_lift, resampled_means
 from recsys.config import RunConfig
-from recsys.dataset import Corpus, Interactions, read_corpus, read_interactions
+from recsys.dataset import (
+    Corpus,
+    Interactions,
+    read_corpus,
+    read_interactions,
+    read_sequences,
+)
 from recsys.metrics import coverage, novelty, per_query, self_information
 from recsys.ranks import Ranking, rank_queries
 from training.als import als_baseline
@@ -99,12 +105,10 @@ def _read(data: PreparedData) -> _Window:
     if data.test.num_examples == 0:
         raise ArtifactError(f"{data.directory} has no test example; change data.split")
     corpus = read_corpus(data)
-    known = [data.train, *([data.validation] if data.validation.num_examples else [])]
-    return _Window(
-        corpus,
-        read_interactions(data, data.test, corpus),
-        [read_interactions(data, split, corpus) for split in known],
-    )
+    known = [read_sequences(data, data.train, corpus)]
+    if data.validation.num_examples:
+        known.append(read_interactions(data, data.validation, corpus))
+    return _Window(corpus, read_interactions(data, data.test, corpus), known)
 
 
 def _baseline(config: RunConfig, window: _Window, name: str, spark: SparkSession | None) -> Scorer:

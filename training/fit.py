@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from recsys.artifacts import ArtifactError, PreparedData, TrainedModel, replaced
-from recsys.config import RunConfig
+from recsys.artifacts import ArtifactError, PreparedData, Sequences, TrainedModel, replaced
+from recsys.config import RunConfig, Train
 from recsys.dataset import (
     named_corruption,
     raw_batches,
@@ -29,6 +30,7 @@ from training.callbacks import EpochCheckpoints, EpochLog, FitState, Progress, V
 logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 4096
+_SECONDS_PER_DAY = 86_400
 LogMetrics = Callable[[dict[str, float], int], None]
 
 
@@ -56,7 +58,7 @@ def fit(
     tf.keras.utils.set_random_seed(config.seed)
     tf.config.experimental.enable_op_determinism()
     inputs = _Inputs(config, data)
-    model = inputs.build_model()
+    model = inputs.build_model([data.train])
     checkpoints = EpochCheckpoints(
         directory / "checkpoints", config.train.monitor, config.train.patience
     )
@@ -67,6 +69,8 @@ def fit(
     state = checkpoints.restore_best(model)
     best = state.best(config.train.monitor)
     logger.info("best epoch %d: %s %.4f", state.best_epoch, config.train.monitor, best)
+    if config.train.refit:
+        model = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
     _save_towers(model, directory / "towers")
     return _manifest(config, state, directory, mlflow_run_id).save()
 
@@ -82,25 +86,49 @@ class _Inputs:
         self._rows = self.corpus.rows()
         self._validation = read_interactions(data, data.validation, self.corpus)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of one pass over the training examples."""
-        return math.ceil(self.data.train.num_examples / self.config.train.global_batch_size)
+    def steps_per_epoch(self, splits: Sequence[Sequences]) -> int:
+        """Batches of one pass over these training sequences."""
+        num_sequences = sum(split.num_sequences for split in splits)
+        return math.ceil(num_sequences / self.config.train.global_batch_size)
 
-    def training(self, epochs: range) -> tf.data.Dataset:
+    def training(self, splits: Sequence[Sequences], epochs: range) -> tf.data.Dataset:
         """Encoded batches with `row` and `weight`, for these epochs."""
         train = self.config.train
         raw = training_batches(
-            self.data, train.global_batch_size, epochs, self.config.seed, train.shuffle_buffer
+            self.data,
+            splits,
+            train.global_batch_size,
+            epochs,
+            self.config.seed,
+            train.shuffle_buffer,
         )
-        return raw.map(self._encode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        half_life = self.config.model.loss.recency_half_life_days
+        moments = [split.last_at for split in splits if split.last_at is not None]
+        last = max(moments).timestamp() if half_life else 0.0
 
-    def build_model(self) -> TwoTower:
+        def encode(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            row = self._rows.lookup(batch.pop("label"))
+            time = batch.pop("time")
+            if half_life:
+                age = (last - tf.cast(time, tf.float64) / 1e6) / _SECONDS_PER_DAY
+                batch["weight"] *= tf.cast(2 ** (-age / half_life), tf.float32)
+            return self.encoder(batch) | {"row": row}
+
+        encoded = raw.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
+        return encoded.prefetch(tf.data.AUTOTUNE)
+
+    def build_model(self, splits: Sequence[Sequences]) -> TwoTower:
         """Build and compile the model and create all its variables."""
         config = self.config
-        model = TwoTower(config.model, config.schema_, self.encoder, self.corpus, seed=config.seed)
-        optimizers = {"adam": tf.keras.optimizers.Adam, "adagrad": tf.keras.optimizers.Adagrad}
-        model.compile(optimizer=optimizers[config.train.optimizer](config.train.learning_rate))
+        model = TwoTower(
+            config.model,
+            config.schema_,
+            self.encoder,
+            self.corpus,
+            seed=config.seed,
+            exclude_seen=self.data.exclude_seen,
+        )
+        model.compile(optimizer=optimizer(config.train, self.steps_per_epoch(splits)))
         for raw in raw_batches(self.data, self.data.validation, 1).take(1):
             model(self.encoder(raw))
         model.embed_corpus()
@@ -122,28 +150,67 @@ class _Inputs:
         k = int(self.config.train.monitor.split("@")[1])
         return {name: float(values.mean()) for name, values in per_query(ranking.rank, [k]).items()}
 
-    def _encode(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        row = self._rows.lookup(raw.pop("label"))
-        return self.encoder(raw) | {"row": row}
-
 
 def _train(
     model: TwoTower, inputs: _Inputs, checkpoints: EpochCheckpoints, log_metrics: LogMetrics
 ) -> None:
-    epochs = range(checkpoints.state.epoch, inputs.config.train.epochs)
+    _run(
+        model,
+        inputs,
+        [inputs.data.train],
+        range(checkpoints.state.epoch, inputs.config.train.epochs),
+        [Validation(lambda: inputs.validate(model)), EpochLog(log_metrics), checkpoints],
+    )
+
+
+def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
+    """Train a new model on training and validation labels, for as many epochs as were best."""
+    splits = [inputs.data.train, inputs.data.recent]
+    tf.keras.utils.set_random_seed(inputs.config.seed)
+    model = inputs.build_model(splits)
+    checkpoints = EpochCheckpoints(directory)
+    state = checkpoints.restore(model)
+    logger.info("refit on training and validation labels: %d epochs", epochs)
+    if state.epoch < epochs:
+        with named_corruption(inputs.data, *splits):
+            _run(model, inputs, splits, range(state.epoch, epochs), [checkpoints])
+    return model
+
+
+def _run(
+    model: TwoTower,
+    inputs: _Inputs,
+    splits: Sequence[Sequences],
+    epochs: range,
+    callbacks: Sequence[tf.keras.callbacks.Callback],
+) -> None:
+    steps = inputs.steps_per_epoch(splits)
     model.fit(
-        inputs.training(epochs),
+        inputs.training(splits, epochs),
         initial_epoch=epochs.start,
         epochs=epochs.stop,
-        steps_per_epoch=inputs.steps_per_epoch,
+        steps_per_epoch=steps,
         verbose=0,
-        callbacks=[
-            Progress(inputs.steps_per_epoch),
-            Validation(lambda: inputs.validate(model)),
-            EpochLog(log_metrics),
-            checkpoints,
-        ],
+        callbacks=[Progress(steps), *callbacks],
     )
+
+
+def optimizer(train: Train, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
+    """Make the optimizer with its schedule; a schedule ends with the last of `train.epochs`."""
+    rate: float | tf.keras.optimizers.schedules.LearningRateSchedule = train.learning_rate
+    if train.schedule == "cosine" or train.warmup_steps:
+        last = 0.0 if train.schedule == "cosine" else 1.0
+        rate = tf.keras.optimizers.schedules.CosineDecay(
+            0.0 if train.warmup_steps else train.learning_rate,
+            decay_steps=max(1, train.epochs * steps_per_epoch - train.warmup_steps),
+            alpha=last,
+            warmup_target=train.learning_rate if train.warmup_steps else None,
+            warmup_steps=train.warmup_steps,
+        )
+    settings: dict[str, Any] = {"learning_rate": rate, "global_clipnorm": train.clip_norm}
+    if train.optimizer == "adagrad":
+        return tf.keras.optimizers.Adagrad(**settings)
+    return tf.keras.optimizers.Adam(weight_decay=train.weight_decay or None, **settings)
 
 
 def _check_schema(config: RunConfig, data: PreparedData) -> None:

@@ -11,8 +11,9 @@ import tensorflow_recommenders as tfrs
 from recsys.config import TwoTowerConfig
 from recsys.dataset import Corpus
 from recsys.features import FeatureEmbedding, FeatureEncoder
-from recsys.losses import FullSoftmax, SampledSoftmax
-from recsys.models.towers import CandidateTower, QueryTower, StatelessDropout, Towers
+from recsys.losses import Softmax
+from recsys.models.dropout import Dropouts
+from recsys.models.towers import CandidateTower, ItemEmbedding, QueryTower, Towers
 from recsys.schema import Schema
 
 _EMBED_BATCH = 16_384
@@ -21,8 +22,16 @@ _EMBED_BATCH = 16_384
 class TwoTower(tfrs.Model):
     """Query and candidate tower trained by a softmax over candidates.
 
-    The features of the whole corpus live in the model, so that an example carries no more of its
-    label than the corpus row, and negatives can be drawn from all items, not from the batch alone.
+    The features of the whole corpus live in the model, so that a label carries no more than its
+    corpus row, and negatives can be drawn from all items, not from the batch alone.
+
+    Args:
+        config: of the model.
+        schema: of the run.
+        encoder: of raw features.
+        corpus: candidates.
+        seed: of masks and negatives.
+        exclude_seen: seen items are never recommended, so they are no negatives either.
     """
 
     def __init__(
@@ -32,6 +41,7 @@ class TwoTower(tfrs.Model):
         encoder: FeatureEncoder,
         corpus: Corpus,
         seed: int,
+        exclude_seen: bool = False,
     ) -> None:
         super().__init__()
         self._seed = seed
@@ -40,29 +50,40 @@ class TwoTower(tfrs.Model):
         self._config = config
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self._loss = tf.keras.metrics.Mean(name="loss")
-        self._build_towers()
         self._corpus = encoder({name: tf.constant(v) for name, v in corpus.features.items()})
         self._num_items = len(corpus)
+        self._vocabulary_rows = _rows_of_vocabulary(schema, encoder, corpus)
+        self._build_towers()
         # Items that training never saw are no negatives: they would only learn to be disliked.
         self._num_warm = max(1, int(np.count_nonzero(corpus.count)))
-        labels = corpus.labels[: self._num_warm]
-        self._label_share = tf.constant(labels / max(1, labels.sum()), tf.float32)
+        # No share is zero: labels of the latest events, learned in the end, may be new ones.
+        labels = np.maximum(corpus.labels[: self._num_warm], 0.5)
+        self._label_share = tf.constant(labels / labels.sum(), tf.float32)
         self._full = self._num_warm <= config.loss.full_softmax_up_to
-        softmax = FullSoftmax if self._full else SampledSoftmax
-        self._task = softmax(temperature=config.loss.temperature)
+        self._exclude_seen = exclude_seen
+        self._task = Softmax(
+            config.loss.temperature, config.loss.num_hard_negatives, config.loss.half_precision
+        )
 
     def _build_towers(self) -> None:
-        config = self._config
-        embedding = FeatureEmbedding(
-            self._schema, self._encoder.vocabulary_sizes(), config.embedding_dim
-        )
-        # One for each place: equal seeds would drop the same units everywhere.
-        dropouts = [
-            StatelessDropout(config.dropout, self._seed + place, self.step)
-            for place in range(2 + len(config.hidden))
-        ]
-        self.query_tower = QueryTower(self._schema, embedding, config, dropouts[1:])
-        self.candidate_tower = CandidateTower(self._schema, embedding, config, dropouts[0])
+        config, schema = self._config, self._schema
+        dropouts = Dropouts(config.dropout, self._seed, self.step)
+        known = {
+            name: _gather_or_zero(values, self._vocabulary_rows)
+            for name, values in self._corpus.items()
+        }
+
+        def items() -> tuple[FeatureEmbedding, ItemEmbedding]:
+            sizes = self._encoder.vocabulary_sizes()
+            embedding = FeatureEmbedding(schema, sizes, config.embedding_dim)
+            dropped = dropouts(config.id_dropout)
+            return embedding, ItemEmbedding(schema, embedding, config.embedding_dim, known, dropped)
+
+        embedding, listed = items()
+        candidates = listed if config.share_item_embeddings else items()[1]
+        self.query_tower = QueryTower(schema, embedding, listed, config, dropouts)
+        dropout = dropouts(config.candidate_dropout)
+        self.candidate_tower = CandidateTower(candidates, config, dropout)
 
     @property
     def towers(self) -> Towers:
@@ -74,18 +95,19 @@ class TwoTower(tfrs.Model):
         return self.query_tower(encoded, training=training)
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Loss of encoded query features with `row` (corpus row of the label) and `weight`."""
+        """Loss of encoded training batches with `row` (corpus row of the label) and `weight`."""
         queries = self.query_tower(inputs, training=training)
         if self._full:
-            candidates = self._embed_rows(tf.range(self._num_warm), training)
-            return self._task(queries, candidates, inputs["row"], inputs["weight"])
-        rows = tf.concat([inputs["row"], self._draw_uniform()], axis=0)
+            rows, labels, log_probability = tf.range(self._num_warm), inputs["row"], None
+        else:
+            rows, labels, log_probability = self._draw(inputs["row"])
         return self._task(
             queries,
             self._embed_rows(rows, training),
-            rows,
-            self._log_expected_draws(rows, tf.shape(inputs["row"])[0]),
-            inputs["weight"],
+            labels,
+            sample_weight=inputs["weight"],
+            log_sampling_probability=log_probability,
+            excluded=self._seen(inputs, rows) if self._exclude_seen else None,
         )
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -123,15 +145,56 @@ class TwoTower(tfrs.Model):
         encoded = {name: tf.gather(value, rows) for name, value in self._corpus.items()}
         return self.candidate_tower(encoded, training=training)
 
-    def _draw_uniform(self) -> tf.Tensor:
-        return tf.random.stateless_uniform(
-            [self._config.loss.num_uniform_negatives],
-            seed=tf.stack([tf.constant(self._seed, tf.int64), self.step]),
-            maxval=self._num_warm,
-            dtype=tf.int32,
-        )
+    def _draw(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Draw the candidates of a step: the labels of the batch and mixed negatives, each once.
 
-    def _log_expected_draws(self, rows: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
-        in_batch = tf.cast(batch, tf.float32) * tf.gather(self._label_share, rows)
-        uniform = self._config.loss.num_uniform_negatives / self._num_warm
-        return tf.math.log(in_batch + uniform)
+        Mixed negatives let the model see rare items too (Yang et al., "Mixed Negative Sampling",
+        WWW 2020). As a set holds no item twice, there are no accidental hits to remove.
+
+        Returns:
+            Corpus rows `[num_candidates]`, places of the labels in them `[batch]`, and the log of
+            each candidate's probability to be in such a set.
+        """
+        loss = self._config.loss
+        seed = tf.stack([tf.constant(self._seed, tf.int64), self.step])
+        uniform = tf.random.stateless_uniform(
+            [loss.num_uniform_negatives], seed, maxval=self._num_warm, dtype=tf.int32
+        )
+        places = tf.random.stateless_uniform([loss.num_popular_negatives], seed + 1)
+        popular = tf.searchsorted(tf.cumsum(self._label_share), places, side="right")
+        popular = tf.minimum(popular, self._num_warm - 1)
+        rows, place = tf.unique(tf.concat([row, uniform, popular], axis=0))
+        draws = tf.cast(tf.shape(row)[0] + loss.num_popular_negatives, tf.float32)
+        missed = draws * tf.math.log1p(-tf.gather(self._label_share, rows))
+        missed += loss.num_uniform_negatives * np.log1p(-1 / max(2, self._num_warm))
+        return rows, place[: tf.shape(row)[0]], tf.math.log(-tf.math.expm1(missed))
+
+    def _seen(self, inputs: Mapping[str, tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        """Places in `rows` of what a query's history lists, `[batch, any]`; -1 for none."""
+        place = tf.tensor_scatter_nd_update(
+            tf.fill([self._num_items + 1], -1), rows[:, tf.newaxis], tf.range(tf.size(rows))
+        )
+        lists = [inputs[f.name] for f in self._schema.item_histories]
+        if not lists:
+            return tf.zeros([tf.size(inputs["row"]), 0], tf.int32)
+        listed = tf.gather(tf.concat(lists, axis=1), inputs["sequence"])
+        earlier = tf.range(tf.shape(lists[0])[1]) < inputs["known"][:, tf.newaxis]
+        # A row of -1 stands for no item: it reads the last place, which is never filled.
+        corpus_rows = tf.gather(self._vocabulary_rows, listed) % (self._num_items + 1)
+        return tf.where(tf.tile(earlier, [1, len(lists)]), tf.gather(place, corpus_rows), -1)
+
+
+def _rows_of_vocabulary(schema: Schema, encoder: FeatureEncoder, corpus: Corpus) -> tf.Tensor:
+    """Corpus row of every value of the item id's vocabulary, int32; -1 for no item."""
+    item = next(f for f in schema.candidate if f.source_column == "item")
+    values = tf.constant(encoder.vocabulary(item.name))
+    rows = tf.constant(corpus.features[item.name], tf.string)
+    initializer = tf.lookup.KeyValueTensorInitializer(rows, tf.range(len(corpus)))
+    return tf.lookup.StaticHashTable(initializer, default_value=-1).lookup(values)
+
+
+def _gather_or_zero(values: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Rows of `values`, zeros where the row is -1."""
+    found = tf.gather(values, tf.maximum(rows, 0))
+    shape = [-1] + [1] * (len(values.shape) - 1)
+    return tf.where(tf.reshape(rows >= 0, shape), found, tf.zeros_like(found))

@@ -2,145 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import tensorflow as tf
 
 from recsys.config import TwoTowerConfig
 from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
-from recsys.schema import Feature, Schema
+from recsys.models.dropout import Dropouts, StatelessDropout
+from recsys.models.encoders import history_encoder
+from recsys.schema import Schema
 
-_NUM_POOLS = 2
-
-
-class StatelessDropout(tf.keras.layers.Layer):
-    """Dropout whose mask depends on a seed and the training step alone.
-
-    A training that resumes from a checkpoint draws the masks that an undisturbed one would draw.
-    """
-
-    def __init__(self, rate: float, seed: int, step: tf.Variable) -> None:
-        super().__init__()
-        self._rate = rate
-        self._seed = seed
-        self._step = step
-
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop elements of `inputs`, any shape, while training."""
-        if not training or not self._rate:
-            return inputs
-        seed = tf.stack([tf.constant(self._seed, tf.int64), self._step])
-        return tf.nn.experimental.stateless_dropout(inputs, self._rate, seed=seed)
+#: What an id that no vocabulary holds is encoded as: the first bucket after 0, a missing value.
+_UNKNOWN = tf.constant(1, tf.int64)
 
 
-class HistoryPool(tf.keras.layers.Layer):
-    """Several weighted means of a history; each learns what an event's recency is worth.
+class ItemEmbedding(tf.keras.layers.Layer):
+    """Embed items: the id's own vector plus a projection of the item's other features.
 
-    The weight of an event depends on how many events came after it, so that one pool can look at
-    the last click alone and another at the whole session.
-    """
+    The sum keeps an item whose id is unknown close to items that look like it. While training, ids
+    are dropped at random, so that the features learn to stand alone and the vector of unknown ids
+    learns what to add to them.
 
-    def build(self, input_shape: tf.TensorShape) -> None:
-        """Create the weights by recency, `[num_pools, length]`."""
-        length = input_shape[1]
-        recency = tf.range(length, dtype=tf.float32)
-        # One pool starts close to the last click, one close to the plain mean.
-        decay = tf.reshape(tf.linspace(1.0, 0.0, _NUM_POOLS), [-1, 1])
-        self._logits = self.add_weight(
-            name="recency", shape=[_NUM_POOLS, length], initializer="zeros"
-        )
-        self._logits.assign(-decay * recency)
-
-    def call(self, sequence: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """Pool `[batch, length, dim]` to `[batch, num_pools * dim]`; mask is `[batch, length]`.
-
-        The valid positions come first, oldest event first; an empty history gives zeros.
-        """
-        mask = tf.cast(mask, tf.int32)
-        later = tf.cumsum(mask, axis=1, exclusive=True, reverse=True)
-        weights = tf.exp(tf.gather(self._logits, later, axis=1)) * tf.cast(mask, tf.float32)
-        weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=-1, keepdims=True))
-        pooled = tf.einsum("pbl,bld->bpd", weights, sequence)
-        return tf.reshape(pooled, [-1, _NUM_POOLS * sequence.shape[-1]])
-
-
-class QueryTower(tf.keras.layers.Layer):
-    """Embed who asks, from the history and the other query and context features.
-
-    The pooled items of the history are added to the output: before anything is learned, a query
-    already lies close to the items it has seen, and the layers learn how it differs from them.
+    Args:
+        schema: of the run.
+        embedding: tables.
+        dim: of the result.
+        known: encoded features of the items of the id's vocabulary, `[vocabulary, ...]` by name,
+            which histories list.
+        id_dropout: drops ids.
     """
 
     def __init__(
         self,
         schema: Schema,
         embedding: FeatureEmbedding,
-        config: TwoTowerConfig,
-        dropouts: Sequence[StatelessDropout],
-    ) -> None:
-        super().__init__()
-        self._histories = tuple(schema.histories())
-        self._others = tuple(f for f in schema.query if f.kind != "history")
-        self._embedding = embedding
-        self._pools = {f.name: HistoryPool(name=f"{f.name}_pool") for f in self._histories}
-        self._hidden = [tf.keras.layers.Dense(units, "gelu") for units in config.hidden]
-        self._output = tf.keras.layers.Dense(config.embedding_dim)
-        self._dropouts = list(dropouts)
-        self._normalize = config.loss.normalize
-        average = tf.keras.initializers.Constant(1 / _NUM_POOLS)
-        self._gains = {
-            f.name: self.add_weight(f"{f.name}_gain", [_NUM_POOLS], initializer=average)
-            for f in schema.item_histories
-        }
-
-    def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Embed encoded query features, `[batch, embedding_dim]`."""
-        pooled = {feature.name: self._pool(feature, encoded) for feature in self._histories}
-        parts = list(pooled.values())
-        if self._others:
-            parts.append(self._embedding(self._others, encoded))
-        hidden = self._dropouts[0](tf.concat(parts, axis=-1), training=training)
-        for layer, dropout in zip(self._hidden, self._dropouts[1:], strict=True):
-            hidden = dropout(layer(hidden), training=training)
-        output = self._output(hidden)
-        for name, gain in self._gains.items():
-            pools = tf.reshape(pooled[name], [-1, _NUM_POOLS, output.shape[-1]])
-            output += tf.einsum("p,bpd->bd", gain, pools)
-        return tf.math.l2_normalize(output, axis=-1) if self._normalize else output
-
-    def _pool(self, feature: Feature, encoded: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        sequence = self._embedding.sequence(feature, encoded[feature.name])
-        return self._pools[feature.name](sequence, mask=encoded[feature.name] > 0)
-
-
-class CandidateTower(tf.keras.layers.Layer):
-    """Embed items: the id's own vector plus a projection of its other features.
-
-    The sum keeps an item whose id is unknown close to items that look like it.
-    """
-
-    def __init__(
-        self,
-        schema: Schema,
-        embedding: FeatureEmbedding,
-        config: TwoTowerConfig,
-        dropout: StatelessDropout,
+        dim: int,
+        known: Mapping[str, tf.Tensor],
+        id_dropout: StatelessDropout,
     ) -> None:
         super().__init__()
         self._id = next(f for f in schema.candidate if f.source_column == "item")
         self._others = tuple(f for f in schema.candidate if f.name != self._id.name)
         self._embedding = embedding
-        self._side = tf.keras.layers.Dense(config.embedding_dim)
+        self._side = tf.keras.layers.Dense(dim) if self._others else None
+        self._known = {
+            f.name: tf.Variable(known[f.name], trainable=False, name=f"known_{f.name}")
+            for f in self._others
+        }
+        self._id_dropout = id_dropout
+
+    def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Embed encoded candidate features, `[batch, dim]`."""
+        ids = encoded[self._id.name]
+        unknown = tf.minimum(ids, _UNKNOWN)
+        ids = tf.where(self._id_dropout.dropped(tf.shape(ids), training), unknown, ids)
+        output = self._embedding([self._id], {self._id.name: ids})
+        if self._side is not None:
+            output += self._side(self._embedding(self._others, encoded))
+        return output
+
+    def history(self, ids: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Embed the encoded ids of a history: `[batch, length]` to `[batch, length, dim]`."""
+        flat = tf.reshape(ids, [-1])
+        encoded = {name: tf.gather(values, flat) for name, values in self._known.items()}
+        output = self(encoded | {self._id.name: flat}, training=training)
+        return tf.reshape(output, [-1, tf.shape(ids)[1], output.shape[-1]])
+
+
+class QueryTower(tf.keras.layers.Layer):
+    """Embed who asks, from the history and the other query and context features."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        embedding: FeatureEmbedding,
+        items: ItemEmbedding,
+        config: TwoTowerConfig,
+        dropouts: Dropouts,
+    ) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        self._item_histories = schema.item_histories
+        self._other_histories = tuple(
+            f for f in schema.histories() if f not in self._item_histories
+        )
+        self._others = tuple(f for f in schema.query if f.kind != "history")
+        self._embedding = embedding
+        self._items = items
+        self._normalize = config.loss.normalize
+        dense = tf.keras.layers.Dense
+        self._events = {f.name: dense(dim, use_bias=False) for f in self._other_histories}
+        self._encoder = history_encoder(config.history, dim, schema.history_length, dropouts)
+        self._layers = [dense(units, "gelu") for units in config.hidden]
+        if self._others or self._layers:
+            self._layers.append(dense(dim))
+        self._dropouts = [dropouts() for _ in self._layers]
+
+    def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Embed queries, `[batch, embedding_dim]`.
+
+        Args:
+            encoded: query features, `[batch, ...]`. Where queries share histories, histories are
+                `[sequences, length]`, and `sequence` and `known`, int32 `[batch]`, say which
+                history a query has and how many of its events are before the query.
+            training: whether to drop units.
+        """
+        has_history = self._item_histories or self._other_histories
+        states = [self._encode(encoded, training)] if has_history else []
+        parts = [*states, *([self._embedding(self._others, encoded)] if self._others else [])]
+        # What is learned of all parts says how the query differs from its history alone.
+        learned = [self._combine(tf.concat(parts, axis=-1), training)] if self._layers else []
+        output = tf.add_n([*states, *learned])
+        return tf.math.l2_normalize(output, axis=-1) if self._normalize else output
+
+    def _combine(self, hidden: tf.Tensor, training: bool) -> tf.Tensor:
+        for layer, dropout in zip(self._layers, self._dropouts, strict=True):
+            hidden = layer(dropout(hidden, training=training))
+        return hidden
+
+    def _encode(self, encoded: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """State of each query's history, `[batch, embedding_dim]`; zeros for an empty one."""
+        states = self._encoder(self._event_vectors(encoded, training), training=training)
+        known = encoded.get("known", self._num_events(encoded))
+        sequence = encoded.get("sequence", tf.range(tf.shape(known)[0]))
+        last = tf.maximum(known - 1, 0)
+        state = tf.gather_nd(states, tf.stack([sequence, last], axis=1))
+        return tf.where(known[:, tf.newaxis] > 0, state, 0.0)
+
+    def _event_vectors(self, encoded: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
+        vectors = [self._items.history(encoded[f.name], training) for f in self._item_histories]
+        vectors += [
+            self._events[f.name](self._embedding.sequence(f, encoded[f.name]))
+            for f in self._other_histories
+        ]
+        return tf.add_n(vectors)
+
+    def _num_events(self, encoded: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Number of events of each history, `[batch]`; a value within may be missing."""
+        histories = [encoded[f.name] for f in (*self._item_histories, *self._other_histories)]
+        present = tf.reduce_any(tf.stack([history > 0 for history in histories]), axis=0)
+        place = tf.range(1, tf.shape(present)[1] + 1)
+        return tf.reduce_max(tf.where(present, place, 0), axis=1)
+
+
+class CandidateTower(tf.keras.layers.Layer):
+    """Embed what is recommended."""
+
+    def __init__(
+        self, items: ItemEmbedding, config: TwoTowerConfig, dropout: StatelessDropout
+    ) -> None:
+        super().__init__()
+        self._items = items
         self._dropout = dropout
         self._normalize = config.loss.normalize
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Embed encoded candidate features, `[batch, embedding_dim]`."""
-        output = self._embedding([self._id], encoded)
-        if self._others:
-            output += self._side(self._embedding(self._others, encoded))
-        output = self._dropout(output, training=training)
+        output = self._dropout(self._items(encoded, training=training), training=training)
         return tf.math.l2_normalize(output, axis=-1) if self._normalize else output
 
 

@@ -11,6 +11,7 @@ from recsys.dataset import (
     raw_batches,
     read_corpus,
     read_interactions,
+    read_sequences,
     training_batches,
 )
 
@@ -23,7 +24,7 @@ def copied(prepared, tmp_path):
 
 
 def epoch(prepared, epochs, seed=1):
-    batches = training_batches(prepared, 64, epochs, seed, buffer=10_000)
+    batches = training_batches(prepared, [prepared.train], 16, epochs, seed, buffer=10_000)
     return [record for batch in batches for record in rows_of(batch)]
 
 
@@ -72,6 +73,42 @@ def test_a_stream_that_starts_later_continues_an_earlier_one(prepared):
     )
 
 
+def test_batches_hold_the_history_of_every_label(prepared):
+    """What a label knows in a batch is what it knows when it is read as an example."""
+    corpus = read_corpus(prepared)
+    batches = training_batches(prepared, [prepared.train], 16, range(1), seed=1, buffer=10_000)
+    found = []
+    for batch in batches:
+        longest = max(known for known in batch["known"].numpy())
+        assert batch["history"].shape == (batch["history"].shape[0], longest)
+        listed = batch["history"].numpy()[batch["sequence"]]
+        for history, known, label in zip(listed, batch["known"], batch["label"], strict=True):
+            found.append((tuple(history[:known]), label.numpy()))
+    read = read_sequences(prepared, prepared.train, corpus)
+    expected = [
+        (tuple(corpus.item[history[history >= 0]]), corpus.item[label])
+        for history, label in zip(read.history, read.label, strict=True)
+    ]
+    assert sorted(found) == sorted(expected)
+    assert len(np.unique(read.user)) == len(set(read.user_id))
+
+
+def test_sequences_of_a_batch_are_about_equally_long(prepared):
+    batches = training_batches(prepared, [prepared.train], 16, range(1), seed=1, buffer=10_000)
+    padded = held = 0
+    for batch in batches:
+        padded += batch["history"].shape[0] * batch["history"].shape[1]
+        held += np.count_nonzero(batch["history"].numpy())
+    assert held > 0.9 * padded
+
+
+def test_the_latest_labels_join_the_training_ones(prepared):
+    both = [prepared.train, prepared.recent]
+    batches = training_batches(prepared, both, 16, range(1), seed=1, buffer=10_000)
+    labels = sum(len(batch["label"]) for batch in batches)
+    assert labels == prepared.train.num_examples + prepared.validation.num_examples
+
+
 def test_raw_batches_have_the_types_of_the_schema(prepared):
     batch = next(iter(raw_batches(prepared, prepared.test, 8)))
     assert batch["history"].shape == (8, 5)
@@ -87,7 +124,7 @@ def test_a_corrupt_shard_is_named(copied):
         stream.write(b"\xff\xff\xff\xff")
     with pytest.raises(ArtifactError, match=f"{file} is corrupt: .* run `recsys prepare` again"):
         with named_corruption(copied, copied.train):
-            for _ in training_batches(copied, 64, range(1), 1, 100):
+            for _ in training_batches(copied, [copied.train], 16, range(1), 1, 100):
                 pass
 
 

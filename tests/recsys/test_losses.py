@@ -2,59 +2,131 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.losses import FullSoftmax, SampledSoftmax
+from recsys.losses import Softmax
+
+QUERIES = 300  # more than a tile
 
 
 def unit(rng, rows, dim=8):
     return tf.math.l2_normalize(tf.constant(rng.normal(size=(rows, dim)), tf.float32), axis=-1)
 
 
-def test_full_softmax_is_the_cross_entropy_over_all_items():
+@pytest.fixture
+def batch():
     rng = np.random.default_rng(0)
-    queries, items = unit(rng, 4), unit(rng, 9)
-    labels = np.array([0, 3, 8, 3])
-    logits = (queries.numpy() @ items.numpy().T) / 0.5
-    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    weight = np.array([1.0, 2.0, 0.5, 0.0], np.float32)
-    expected = -(weight * logp[np.arange(4), labels]).mean()
-    loss = FullSoftmax(temperature=0.5)(queries, items, tf.constant(labels), weight)
-    assert loss.numpy() == pytest.approx(expected, rel=1e-5)
+    labels = rng.integers(0, 9, QUERIES).astype(np.int32)
+    weight = rng.random(QUERIES).astype(np.float32)
+    return unit(rng, QUERIES), unit(rng, 9), tf.constant(labels), tf.constant(weight)
 
 
-def test_sampled_softmax_by_hand_with_an_accidental_hit():
-    queries = tf.constant([[1.0, 0.0], [0.0, 1.0]])
-    candidates = tf.constant([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    ids = tf.constant([5, 6, 5])  # the extra negative is the label of query 0
-    draws = tf.math.log(tf.constant([0.5, 0.25, 0.5]))
-    loss = SampledSoftmax(temperature=1.0)(queries, candidates, ids, draws)
-    one = -np.log(np.e / 0.5 / (np.e / 0.5 + 1 / 0.25))
-    two = -np.log(np.e / 0.25 / (np.e / 0.25 + 1 / 0.5 + 1 / 0.5))
-    assert loss.numpy() == pytest.approx((one + two) / 2, rel=1e-5)
+def plain(queries, items, labels, weight, bias=0.0, allowed=None):
+    """The same loss with all logits at once, as TensorFlow writes it."""
+    logits = tf.matmul(queries, items, transpose_b=True) / 0.5 + bias
+    if allowed is not None:
+        logits = tf.where(allowed, logits, -1e9)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    return tf.reduce_mean(losses * weight)
+
+
+def value_and_gradients(loss, queries, items):
+    with tf.GradientTape() as tape:
+        tape.watch([queries, items])
+        value = 3.0 * loss(queries, items)
+    return value, tape.gradient(value, [queries, items])
+
+
+def assert_same(ours, reference, queries, items, atol=1e-6):
+    value, gradients = value_and_gradients(ours, queries, items)
+    expected, expected_gradients = value_and_gradients(reference, queries, items)
+    assert value.numpy() == pytest.approx(expected.numpy(), rel=max(1e-5, atol))
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=atol)
+
+
+def test_over_all_items_it_is_the_cross_entropy_with_its_gradients(batch):
+    queries, items, labels, weight = batch
+    softmax = Softmax(temperature=0.5)
+    assert_same(
+        lambda q, c: softmax(q, c, labels, sample_weight=weight),
+        lambda q, c: plain(q, c, labels, weight),
+        queries,
+        items,
+    )
+
+
+def test_log_probabilities_are_subtracted_and_never_clipped(batch):
+    """A catalogue of a hundred million items has probabilities of 1e-8; TFRS clips at 1e-6."""
+    queries, items, labels, weight = batch
+    log_probability = tf.math.log(tf.constant([1e-9, 1e-8, *[0.1] * 7]))
+    softmax = Softmax(temperature=0.5)
+    assert_same(
+        lambda q, c: softmax(q, c, labels, weight, log_sampling_probability=log_probability),
+        lambda q, c: plain(q, c, labels, weight, bias=-log_probability),
+        queries,
+        items,
+    )
+
+
+def test_excluded_candidates_are_no_negatives_but_the_label_stays(batch):
+    queries, items, labels, weight = batch
+    excluded = tf.stack([labels, (labels + 1) % 9, tf.fill([QUERIES], -1)], axis=1)
+    allowed = tf.logical_not(tf.one_hot((labels + 1) % 9, 9, on_value=True, off_value=False))
+    softmax = Softmax(temperature=0.5)
+    assert_same(
+        lambda q, c: softmax(q, c, labels, weight, excluded=excluded),
+        lambda q, c: plain(q, c, labels, weight, allowed=allowed),
+        queries,
+        items,
+    )
+
+
+def test_only_the_hardest_negatives_count(batch):
+    queries, items, labels, weight = batch
+    logits = tf.matmul(queries, items, transpose_b=True).numpy()
+    logits[np.arange(QUERIES), labels] = np.inf
+    allowed = logits >= np.sort(logits, axis=1)[:, -4:-3]
+    softmax = Softmax(temperature=0.5, num_hard_negatives=3)
+    assert_same(
+        lambda q, c: softmax(q, c, labels, weight),
+        lambda q, c: plain(q, c, labels, weight, allowed=tf.constant(allowed)),
+        queries,
+        items,
+    )
+    many = Softmax(temperature=0.5, num_hard_negatives=100)
+    everything = plain(queries, items, labels, weight).numpy()
+    assert many(queries, items, labels, weight).numpy() == pytest.approx(everything, rel=1e-5)
+
+
+def test_half_precision_is_close(batch):
+    queries, items, labels, weight = batch
+    softmax = Softmax(temperature=0.5, half_precision=True)
+    assert_same(
+        lambda q, c: softmax(q, c, labels, weight),
+        lambda q, c: plain(q, c, labels, weight),
+        queries,
+        items,
+        atol=5e-3,
+    )
 
 
 def test_the_correction_makes_samples_an_unbiased_view_of_the_corpus():
-    """With every item drawn about as often as expected, sampled and full softmax agree."""
+    """Sampling sets of items again and again, the mean gradient is that of the full softmax."""
     rng = np.random.default_rng(1)
     items, queries = unit(rng, 20), unit(rng, 1)
     share = rng.dirichlet(np.ones(20)).astype(np.float32)
-    labels = np.array([3])
-    full = FullSoftmax(temperature=0.2)(queries, items, tf.constant(labels)).numpy()
-    drawn = rng.choice(20, 200_000, p=share / share.sum())
-    drawn = drawn[drawn != 3]
-    rows = np.concatenate([labels, drawn])
-    log_draws = np.log(share[rows] * 200_000)
-    log_draws[0] = 0  # the label stands once, for sure
-    loss = SampledSoftmax(temperature=0.2)(
-        queries, tf.gather(items, rows), tf.constant(rows), tf.constant(log_draws, tf.float32)
-    )
-    assert loss.numpy() == pytest.approx(full, rel=0.02)
-
-
-def test_tiny_probabilities_are_not_clipped():
-    """A catalogue of a hundred million items has probabilities of 1e-8; TFRS clips at 1e-6."""
-    queries, candidates = tf.ones([1, 2]), tf.ones([2, 2])
-    ids = tf.constant([0, 1])
-    loss = SampledSoftmax(temperature=1.0)
-    rare = loss(queries, candidates, ids, tf.math.log(tf.constant([1.0, 1e-8])))
-    rarer = loss(queries, candidates, ids, tf.math.log(tf.constant([1.0, 1e-9])))
-    assert rarer.numpy() - rare.numpy() == pytest.approx(np.log(10), rel=1e-3)
+    full = Softmax(temperature=0.5)(queries, items, tf.constant([3])).numpy()
+    losses = []
+    for _ in range(400):
+        drawn = np.unique(rng.choice(20, 40, p=share / share.sum()))
+        rows = np.concatenate([[3], drawn[drawn != 3]])
+        log_probability = np.log1p(-((1 - share[rows]) ** 40))
+        log_probability[0] = 0  # the label is there, for sure
+        losses.append(
+            Softmax(temperature=0.5)(
+                queries,
+                tf.gather(items, rows),
+                tf.constant([0]),
+                log_sampling_probability=tf.constant(log_probability, tf.float32),
+            ).numpy()
+        )
+    assert np.exp(losses).mean() == pytest.approx(np.exp(full), rel=0.03)

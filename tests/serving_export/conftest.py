@@ -17,6 +17,7 @@ from recsys.artifacts import (
     Examples,
     ExportedModel,
     PreparedData,
+    Sequences,
     Statistics,
     TrainedModel,
     VocabularyFile,
@@ -163,11 +164,13 @@ def write_data(directory: Path, num_items: int = NUM_ITEMS, exclude_seen: bool =
     )
     features = run_config().schema_
     empty = Examples(path="none", num_examples=0, num_files=0)
+    unseen = Sequences(path="none", num_sequences=0, num_examples=0, num_files=0)
     return PreparedData(
         directory=directory,
         features=features,
         fingerprint=features.fingerprint,
-        train=empty,
+        train=unseen,
+        recent=unseen,
         validation=empty,
         test=Examples(path="test", num_examples=40, num_files=1),
         corpus=Corpus(path="corpus", num_items=num_items, num_warm=known),

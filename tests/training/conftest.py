@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 import tensorflow as tf
 
-from recsys.artifacts import Corpus, Examples, PreparedData
+from recsys.artifacts import Corpus, Examples, PreparedData, Sequences
 from recsys.config import RunConfig
 
 ITEMS = "abcdef"
@@ -52,10 +52,30 @@ def _examples(folder, name, triples, exclude_seen):
         for user, label, history in triples
     ]
     _write(folder / name, records)
+    return Examples(path=name, **_told(triples))
+
+
+def _sequences(folder, name, triples):
+    """Write sequences of one label each; country is a list, as it belongs to the label."""
+    records = [
+        _record(
+            user=user,
+            history=list(history),
+            label=[label],
+            known=[len(history)],
+            time=[1],
+            weight=[1.0],
+            country=["AT"],
+        )
+        for user, label, history in triples
+    ]
+    _write(folder / name, records)
+    return Sequences(path=name, num_sequences=len(triples), **_told(triples))
+
+
+def _told(triples):
     moment = datetime(2008, 8, 1, tzinfo=UTC)
-    return Examples(
-        path=name, num_examples=len(triples), num_files=1, first_at=moment, last_at=moment
-    )
+    return {"num_examples": len(triples), "num_files": 1, "first_at": moment, "last_at": moment}
 
 
 @pytest.fixture
@@ -86,8 +106,10 @@ def tiny_data(tmp_path, tiny_config):
     def write(train, validation, test, exclude_seen=False):
         folder = tmp_path / "data"
         splits = {
-            name: _examples(folder, name, triples, exclude_seen)
-            for name, triples in (("train", train), ("validation", validation), ("test", test))
+            "train": _sequences(folder, "train", train),
+            "recent": _sequences(folder, "recent", validation),
+            "validation": _examples(folder, "validation", validation, exclude_seen),
+            "test": _examples(folder, "test", test, exclude_seen),
         }
         labels = [sum(label == item for _, label, _ in train) for item in ITEMS]
         counts = [7, 5, 4, 2, 1, 0]  # f is cold

@@ -10,7 +10,7 @@ import tensorflow as tf
 from recsys.artifacts import ArtifactError, TrainedModel
 from recsys.baselines import counting_baseline
 from recsys.config import RunConfig
-from recsys.dataset import read_corpus, read_interactions
+from recsys.dataset import read_corpus, read_interactions, read_sequences
 from recsys.metrics import per_query
 from recsys.ranks import rank_queries
 from training.embeddings import two_tower_scorer
@@ -39,7 +39,7 @@ def test_the_model_learns_what_was_planted(trained, config, prepared):
     model, _ = trained
     corpus = read_corpus(prepared)
     queries = read_interactions(prepared, prepared.test, corpus)
-    known = [read_interactions(prepared, prepared.train, corpus)]
+    known = [read_sequences(prepared, prepared.train, corpus)]
     scorers = {
         "towers": two_tower_scorer(model.directory / model.towers, prepared, corpus),
         "popularity": counting_baseline("popularity", known, queries, len(corpus)),

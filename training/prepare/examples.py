@@ -1,8 +1,11 @@
-"""Sequences to examples: a label each, with the query features known strictly before it."""
+"""Sequences to examples, a label each, and to training sequences, in which labels share a history.
+
+Either way a label has the query features that are known strictly before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -10,12 +13,20 @@ from pyspark.sql import functions as F
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
 from training.prepare.columns import Home
-from training.prepare.split import STAGES
+from training.prepare.split import SEES, STAGES
 from training.prepare.values import SPARK_TYPES
 
+#: Columns of an event that its label keeps.
+_OWN = ("position", "at", "order", "window", "item", "weight", "warm")
 
-def build_examples(sequences: DataFrame, config: RunConfig, homes: Mapping[str, Home]) -> DataFrame:
-    """Return one row per label of every window.
+
+def build_examples(
+    sequences: DataFrame,
+    config: RunConfig,
+    homes: Mapping[str, Home],
+    windows: Collection[str] = tuple(SEES),
+) -> DataFrame:
+    """Return one row per label of these windows.
 
     Columns: `user`, `position`, `at`, `order`, `window`, `item` (the label), `weight`, `warm` (the
     user has training events), `f_<feature>` of query and context features, `exclusions` if the
@@ -25,21 +36,92 @@ def build_examples(sequences: DataFrame, config: RunConfig, homes: Mapping[str, 
         sequences: persisted, see `collect_sequences`.
         config: the run's.
         homes: table of every feature.
+        windows: train, validation, test.
     """
     schema, exclude = config.schema_, config.data.exclude_seen
-    own = ("position", "at", "order", "window", "item", "weight", "warm")
 
     def record(event: Column) -> Column:
         view = F.get(F.col("views"), event["level"] - 1)
         known = _Known(event, view, event["earlier"])
-        values = [event[name].alias(name) for name in own]
+        values = [event[name].alias(name) for name in _OWN]
         values += [known.feature(f, schema, homes).alias(f"f_{f.name}") for f in schema.query]
         if exclude:
             values.append(_exclusions(event["before"]).alias("exclusions"))
         return F.struct(*values, *known.evidence(max(_lengths(schema))))
 
-    labels = F.filter("past", lambda event: event["is_label"])
-    return sequences.select("user", F.inline(F.transform(labels, record)))
+    return sequences.select("user", F.inline(F.transform(_labels(windows), record)))
+
+
+def build_training(
+    sequences: DataFrame, config: RunConfig, homes: Mapping[str, Home], window: str
+) -> DataFrame:
+    """Return the labels of a window as training sequences: one history, many labels along it.
+
+    A history that is longer than the features list is cut into overlapping pieces: each label has
+    at least half of the listed length before it, or all that there is.
+
+    Columns: `user`; `first`, which piece of the history it is; `moments`, `stages` and
+    `h_<feature>`, arrays over the events of the history, oldest first; `labels`, an array of
+    structs: `known` (how many events of the history are before the label), `f_<feature>` of the
+    other query features, and the columns that `build_examples` gives a label.
+
+    Args:
+        sequences: persisted, see `collect_sequences`.
+        config: the run's.
+        homes: table of every feature.
+        window: train or validation.
+    """
+    schema = config.schema_
+    length = max(schema.history_length, 1)
+    stride = max(length // 2, 1)
+    others = [f for f in schema.query if f.kind != "history"]
+    view = F.get("views", F.lit(SEES[window] - 1))
+
+    def label(event: Column) -> Column:
+        known = _Known(event, view, event["earlier"])
+        piece = F.ceil(F.greatest(event["earlier"] - length, F.lit(0)) / stride).cast("int")
+        values = [known.feature(f, schema, homes).alias(f"f_{f.name}") for f in others]
+        own = [event[name].alias(name) for name in _OWN]
+        first = (piece * stride).alias("first")
+        return F.struct(first, (event["earlier"] - piece * stride).alias("known"), *own, *values)
+
+    every = sequences.select(
+        "user", "past", view.alias("view"), F.transform(_labels([window]), label).alias("every")
+    )
+    pieces = every.withColumn("first", F.explode(F.array_distinct(F.col("every")["first"])))
+    pieces = pieces.withColumn(
+        "labels", F.filter("every", lambda label: label["first"] == F.col("first"))
+    )
+    return pieces.select("user", "first", *_history(schema), "labels")
+
+
+def _labels(windows: Collection[str]) -> Column:
+    wanted = F.array(*(F.lit(window) for window in windows))
+    return F.filter(
+        "past", lambda event: event["is_label"] & F.array_contains(wanted, event["window"])
+    )
+
+
+def _history(schema: Schema) -> list[Column]:
+    """Return arrays over the events that some label of the piece knows."""
+    stop = F.col("first") + F.array_max(F.col("labels")["known"])
+    indices = F.when(stop > F.col("first"), F.sequence(F.col("first"), stop - 1))
+
+    def listed(value: Callable[[Column], Column]) -> Column:
+        events = F.coalesce(indices, F.array().cast("array<int>"))
+        return F.transform(events, lambda i: value(F.get("past", F.get("view", i))))
+
+    names = F.array(*(F.lit(stage) for stage in STAGES))
+
+    def values(feature: Feature) -> Column:
+        name = f"f_{schema[feature.of or ''].name}"
+        return listed(lambda event: F.coalesce(event[name], F.lit("")))
+
+    return [
+        listed(lambda e: F.struct(e["at"], e["order"])).alias("moments"),
+        listed(lambda e: F.array_position(names, e["window"]) - 1).alias("stages"),
+        *(values(feature).alias(f"h_{feature.name}") for feature in schema.histories()),
+    ]
 
 
 def build_users(sequences: DataFrame, config: RunConfig, homes: Mapping[str, Home]) -> DataFrame:

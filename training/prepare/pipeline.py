@@ -16,7 +16,7 @@ from recsys.config import RunConfig
 from training.prepare.corpus import build_corpus
 from training.prepare.errors import PrepareError
 from training.prepare.events import Cleaned, clean_events
-from training.prepare.examples import build_examples, build_users
+from training.prepare.examples import build_examples, build_training, build_users
 from training.prepare.sequences import add_labels, collect_sequences, flat_events, order_events
 from training.prepare.sources import Tables, attach_features, read_tables
 from training.prepare.split import (
@@ -28,7 +28,13 @@ from training.prepare.split import (
     mark_rare,
     split_points,
 )
-from training.prepare.tfrecords import WindowCounts, write_corpus, write_examples, write_users
+from training.prepare.tfrecords import (
+    WindowCounts,
+    write_corpus,
+    write_examples,
+    write_sequences,
+    write_users,
+)
 from training.prepare.values import to_datetime
 from training.prepare.vocabulary import number_statistics, read_vocabularies, write_vocabularies
 
@@ -46,26 +52,32 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
         sequences = _persisted(build_sequences(cleaned, tables, config, points), stack)
         events = flat_events(sequences)
         report = cleaned.report | _count_set_aside(events, config)
-        examples = _persisted(build_examples(sequences, config, tables.homes), stack)
+        held_out = ("validation", "test")
+        examples = build_examples(sequences, config, tables.homes, held_out)
+        examples = _persisted(examples, stack)
+        training = _persisted(build_training(sequences, config, tables.homes, "train"), stack)
+        recent = build_training(sequences, config, tables.homes, "validation")
+        labels = training.select("user", F.inline("labels"))
         corpus = _persisted(build_corpus(events, tables.items, schema, tables.homes), stack)
-        counts = _count_windows(examples, corpus)
+        counts = _count_windows(examples, labels, corpus)
         _require_examples(counts, config, cleaned, points)
         vocabularies = write_vocabularies(events, schema, directory)
         lines = read_vocabularies(spark, directory)
-        check_no_leak(events, examples, lines, data.split, points)
+        check_no_leak(events, examples, training, lines, data.split, points)
         users = build_users(sequences, config, tables.homes)
         return PreparedData(
             directory=directory,
             features=schema,
             fingerprint=schema.fingerprint,
-            train=write_examples(examples, config, directory, counts["train"]),
+            train=write_sequences(training, config, directory / "train", counts["train"]),
+            recent=write_sequences(recent, config, directory / "recent", counts["validation"]),
             validation=write_examples(examples, config, directory, counts["validation"]),
             test=write_examples(examples, config, directory, counts["test"]),
             corpus=write_corpus(corpus, schema, directory),
             users="users",
             num_users=write_users(users, data.shards, directory),
             vocabularies=vocabularies,
-            statistics=number_statistics(examples, corpus, schema),
+            statistics=number_statistics(labels, corpus, schema),
             cleaning=report,
             sources=tables.versions_with(report["events read"]),
             exclude_seen=data.exclude_seen,
@@ -114,10 +126,14 @@ def _count_set_aside(events: DataFrame, config: RunConfig) -> dict[str, int]:
     return dict(zip(counts, row, strict=True))
 
 
-def _count_windows(examples: DataFrame, corpus: DataFrame) -> dict[str, WindowCounts]:
+def _count_windows(
+    examples: DataFrame, labels: DataFrame, corpus: DataFrame
+) -> dict[str, WindowCounts]:
     """Return the counts of train, validation and test; of an empty window, none."""
     cold = F.count_distinct(F.when(~F.col("warm"), F.col("user")))
-    rows = examples.groupBy("window").agg(
+    columns = ("window", "at", "user", "warm")
+    both = examples.select(*columns).unionByName(labels.select(*columns))
+    rows = both.groupBy("window").agg(
         F.count(F.lit(1)).alias("num_examples"),
         F.min("at").alias("first_at"),
         F.max("at").alias("last_at"),

@@ -119,6 +119,7 @@ def add_levels(events: DataFrame) -> DataFrame:
 def check_no_leak(
     events: DataFrame,
     examples: DataFrame,
+    training: DataFrame,
     vocabularies: DataFrame,
     split: Split,
     points: SplitPoints | None,
@@ -131,6 +132,7 @@ def check_no_leak(
         examples: with `window`, `at`, `order` of the label; `newest`, a struct of `at` and `order`
             of the latest event that its query features were made from; `stage`, the highest index
             in `STAGES` of the window of one of these events.
+        training: see `build_training`.
         vocabularies: `feature` and `value`, a row per line of the files.
         split: the rule; a given one decides itself what may be learned before what.
         points: of a time split; None where time does not split.
@@ -141,7 +143,8 @@ def check_no_leak(
     _check_training_events(events, points)
     if split.kind != "given":
         _check_order_of_users(events)
-    _check_histories(examples)
+    _check_histories(examples, "examples")
+    _check_histories(_evidence(training), "training labels")
     _check_vocabularies(events, vocabularies)
 
 
@@ -180,7 +183,19 @@ def _check_order_of_users(events: DataFrame) -> None:
         )
 
 
-def _check_histories(examples: DataFrame) -> None:
+def _evidence(training: DataFrame) -> DataFrame:
+    """Return a row per training label with what `build_examples` gives as evidence."""
+    rows = training.select("moments", "stages", F.inline("labels"))
+    known = F.col("known")
+    return rows.withColumns(
+        {
+            "newest": F.array_max(F.slice("moments", F.lit(1), known)),
+            "stage": F.array_max(F.slice("stages", F.lit(1), known)),
+        }
+    )
+
+
+def _check_histories(examples: DataFrame, what: str) -> None:
     stage = F.array_position(F.lit(list(STAGES)), F.col("window")) - 1
     found = examples.agg(
         F.count_if(F.col("newest") >= F.struct("at", "order")).alias("late"),
@@ -188,11 +203,11 @@ def _check_histories(examples: DataFrame) -> None:
     ).first()
     if found["late"]:
         raise LeakError(
-            f"{found['late']} examples have an event in their history that is not before the label"
+            f"{found['late']} {what} have an event in their history that is not before the label"
         )
     if found["hidden"]:
         raise LeakError(
-            f"{found['hidden']} examples have an event of a later window in their history"
+            f"{found['hidden']} {what} have an event of a later window in their history"
         )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys.artifacts import Corpus, Examples
+from recsys.artifacts import Corpus, Examples, Sequences
 from recsys.config import RunConfig
-from recsys.schema import Schema
+from recsys.schema import MISSING, Feature, Schema
 from training.prepare.errors import PrepareError
-from training.prepare.values import to_datetime
+from training.prepare.values import SPARK_TYPES, to_datetime
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +62,61 @@ def write_examples(
     shards = own.sortWithinPartitions(shuffled, *key).select(*fields)
     num_files = _write_records(shards, directory / count.window, count.num_examples)
     logger.info("%s: %d examples", count.window, count.num_examples)
-    has_time = config.data.events.columns.time is not None
-    return Examples(
-        path=count.window,
-        num_examples=count.num_examples,
-        num_files=num_files,
-        first_at=to_datetime(count.first_at) if has_time else None,
-        last_at=to_datetime(count.last_at) if has_time else None,
-        num_cold_users=count.num_cold_users,
-        num_cold_items=count.num_cold_items,
+    return Examples(path=count.window, num_files=num_files, **_told(count, config))
+
+
+def write_sequences(
+    training: DataFrame, config: RunConfig, folder: Path, count: WindowCounts
+) -> Sequences:
+    """Write training sequences, a record each; order and shards as `write_examples` makes them.
+
+    A record holds the user, the histories, and lists over the labels: `label`, `known` (how many
+    events of the histories are before it), `time`, `weight` and the other query features.
+
+    Args:
+        training: see `build_training`.
+        config: the run's.
+        folder: to write, inside of the prepared data.
+        count: of the labels that are to be written.
+
+    Raises:
+        PrepareError: another number of records is read back than was to be written.
+    """
+    key = ("user", "first")
+    names = {"label": "item", "known": "known", "time": "at", "weight": "weight"}
+    lists = [F.col("labels")[column].alias(name) for name, column in names.items()]
+    lists += [_listed(feature).alias(feature.name) for feature in config.schema_.query]
+    shards = training.repartition(config.data.shards, *key).sortWithinPartitions(
+        F.xxhash64(*key, F.lit(config.seed)), *key
     )
+    found = training.agg(F.count(F.lit(1)), F.sum(F.size("labels"))).first()
+    if found[1] != count.num_examples:
+        raise PrepareError(f"{folder}: expected {count.num_examples} labels, found {found[1]}")
+    num_files = _write_records(shards.select("user", *lists), folder, found[0])
+    logger.info("%s: %d sequences, %d labels", folder.name, *found)
+    return Sequences(
+        path=folder.name, num_files=num_files, num_sequences=found[0], **_told(count, config)
+    )
+
+
+def _listed(feature: Feature) -> Column:
+    if feature.kind == "history":
+        return F.col(f"h_{feature.name}")
+    missing = F.lit(MISSING[feature.dtype]).cast(SPARK_TYPES[feature.dtype])
+    return F.transform(
+        F.col("labels")[f"f_{feature.name}"], lambda value: F.coalesce(value, missing)
+    )
+
+
+def _told(count: WindowCounts, config: RunConfig) -> dict[str, Any]:
+    has_time = config.data.events.columns.time is not None
+    return {
+        "num_examples": count.num_examples,
+        "first_at": to_datetime(count.first_at) if has_time else None,
+        "last_at": to_datetime(count.last_at) if has_time else None,
+        "num_cold_users": count.num_cold_users,
+        "num_cold_items": count.num_cold_items,
+    }
 
 
 def write_corpus(corpus: DataFrame, schema: Schema, directory: Path) -> Corpus:

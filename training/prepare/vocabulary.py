@@ -80,17 +80,17 @@ def _limit(features: Iterable[Feature], rule: str, default: int) -> Column:
 
 
 def number_statistics(
-    examples: DataFrame, corpus: DataFrame, schema: Schema
+    labels: DataFrame, corpus: DataFrame, schema: Schema
 ) -> dict[str, Statistics]:
     """Return mean and standard deviation of the numbers.
 
     Args:
-        examples: with `window`; query and context numbers are taken over training examples.
+        labels: of training, with `f_<feature>`; query and context numbers are taken over them.
         corpus: with `count`; candidate numbers are taken over items with training events.
         schema: of the run.
     """
     tables = (
-        (examples.filter("window = 'train'"), schema.query),
+        (labels, schema.query),
         (corpus.filter("count > 0"), schema.candidate),
     )
     found: dict[str, Statistics] = {}

@@ -7,7 +7,7 @@ import pytest
 from recsys.config import RunConfig
 from training.prepare.corpus import build_corpus
 from training.prepare.events import clean_events
-from training.prepare.examples import build_examples, build_users
+from training.prepare.examples import build_examples, build_training, build_users
 from training.prepare.pipeline import build_sequences
 from training.prepare.sequences import flat_events
 from training.prepare.sources import read_tables
@@ -82,6 +82,8 @@ def stages(spark, show):
             points=points,
             events=events,
             examples=build_examples(sequences, config, tables.homes),
+            training=build_training(sequences, config, tables.homes, "train"),
+            recent=build_training(sequences, config, tables.homes, "validation"),
             users=build_users(sequences, config, tables.homes),
             corpus=build_corpus(events, tables.items, config.schema_, tables.homes),
         )

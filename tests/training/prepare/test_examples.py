@@ -1,7 +1,7 @@
 import pytest
 
 FEATURES = [
-    {"name": "history", "side": "query", "kind": "history", "of": "item_id", "length": 2},
+    {"name": "history", "side": "query", "kind": "history", "of": "item_id", "length": 3},
     {"name": "kinds", "side": "query", "kind": "history", "of": "last_kind", "length": 3},
     {"name": "last_kind", "side": "query", "kind": "category", "column": "event"},
     {"name": "user_id", "side": "query", "kind": "id", "column": "user"},
@@ -37,7 +37,7 @@ def test_query_features_come_from_before_context_from_the_label(stages, click, c
         "clicked_at": SECONDS * 1_000_000,
     }
     assert features_of(examples[3]) == {
-        "history": ["y", "z"],
+        "history": ["x", "y", "z"],
         "kinds": ["view", "", "buy"],
         "last_kind": "buy",
         "user_id": "a",
@@ -97,3 +97,55 @@ def test_warm_means_that_the_user_has_training_events(stages, click, configure):
     rows = [click("a", "x", 1), click("a", "y", 26), click("b", "x", 26)]
     examples = stages(rows, configure()).examples.filter("window = 'test'")
     assert {row["user"]: row["warm"] for row in examples.collect()} == {"a": True, "b": False}
+
+
+def pieces_of(training):
+    rows = training.orderBy("user", "first").collect()
+    return [
+        (r["first"], r["h_history"], [(label["item"], label["known"]) for label in r["labels"]])
+        for r in rows
+    ]
+
+
+def test_training_sequences_list_each_label_once_after_what_it_knows(stages, click, configure):
+    """The features list three events, so longer histories are cut, half of the length apart."""
+    rows = [click("a", f"i{day}", day) for day in range(1, 8)]
+    assert pieces_of(stages(rows, configure()).training) == [
+        (0, ["i1", "i2", "i3"], [("i1", 0), ("i2", 1), ("i3", 2), ("i4", 3)]),
+        (1, ["i2", "i3", "i4"], [("i5", 3)]),
+        (2, ["i3", "i4", "i5"], [("i6", 3)]),
+        (3, ["i4", "i5", "i6"], [("i7", 3)]),
+    ]
+
+
+def test_training_sequences_keep_peers_and_other_windows_apart(stages, click, configure):
+    rows = [
+        click("a", "x", 1),
+        *(click("a", item, 2) for item in "yz"),
+        click("a", "w", 3),
+        click("a", "later", 21),
+        click("a", "last", 26),
+    ]
+    made = stages(rows, configure())
+    assert pieces_of(made.training) == [
+        (0, ["x", "y", "z"], [("x", 0), ("y", 1), ("z", 1), ("w", 3)])
+    ]
+    assert pieces_of(made.recent) == [(1, ["y", "z", "w"], [("later", 3)])]
+
+
+def test_training_sequences_and_examples_agree(stages, click, configure):
+    rows = [
+        click(user, f"i{(n * k) % 5}", 1 + n / 2, e="view", c=str(n), p=str(n))
+        for k, user in enumerate("abc", 1)
+        for n in range(4)
+    ]
+    made = stages(rows, configure(FEATURES, ROLES))
+    expected = {(r["user"], r["position"]): features_of(r) for r in made.examples.collect()}
+    found = {}
+    for row in made.training.collect():
+        for label in row["labels"]:
+            histories = features_of(row, prefix="h_")
+            known = {name: past[: label["known"]] for name, past in histories.items()}
+            found[row["user"], label["position"]] = known | features_of(label)
+    assert len(found) == 12
+    assert found == expected

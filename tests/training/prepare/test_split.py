@@ -132,19 +132,21 @@ def honest(stages, click, configure, spark):
 
 
 def test_honest_data_passes(honest):
-    check_no_leak(honest.events, honest.examples, honest.lines, TIME, honest.points)
+    check_no_leak(
+        honest.events, honest.examples, honest.training, honest.lines, TIME, honest.points
+    )
 
 
 def test_future_event_marked_as_training_is_refused(honest):
     leaking = honest.events.withColumns({"trains": F.lit(True), "window": F.lit("train")})
     with pytest.raises(LeakError, match=r"4 training events lie at or after 2024-01-20"):
-        check_no_leak(leaking, honest.examples, honest.lines, TIME, honest.points)
+        check_no_leak(leaking, honest.examples, honest.training, honest.lines, TIME, honest.points)
 
 
 def test_event_of_another_window_that_trains_is_refused(honest):
     leaking = honest.events.withColumn("trains", F.col("window") != "test")
     with pytest.raises(LeakError, match=r"2 events outside the training window"):
-        check_no_leak(leaking, honest.examples, honest.lines, TIME, honest.points)
+        check_no_leak(leaking, honest.examples, honest.training, honest.lines, TIME, honest.points)
 
 
 def test_user_whose_training_follows_the_test_is_refused(honest):
@@ -154,22 +156,35 @@ def test_user_whose_training_follows_the_test_is_refused(honest):
     leaking = leaking.withColumn("trains", F.col("window") == "train")
     # Time does not split here, as with leave-last-out.
     with pytest.raises(LeakError, match=r"2 users, such as 'a', have a training event"):
-        check_no_leak(leaking, honest.examples, honest.lines, TIME, None)
+        check_no_leak(leaking, honest.examples, honest.training, honest.lines, TIME, None)
 
 
 def test_history_that_reaches_its_label_is_refused(honest):
     leaking = honest.examples.withColumn("newest", F.struct("at", "order"))
     with pytest.raises(LeakError, match=r"8 examples have an event .* not before the label"):
-        check_no_leak(honest.events, leaking, honest.lines, TIME, honest.points)
+        check_no_leak(honest.events, leaking, honest.training, honest.lines, TIME, honest.points)
 
 
 def test_history_of_a_later_window_is_refused(honest):
     leaking = honest.examples.withColumn("stage", F.lit(3))
     with pytest.raises(LeakError, match=r"6 examples have an event of a later window"):
-        check_no_leak(honest.events, leaking, honest.lines, TIME, honest.points)
+        check_no_leak(honest.events, leaking, honest.training, honest.lines, TIME, honest.points)
+
+
+def test_training_label_that_its_history_reaches_is_refused(honest):
+    later = F.transform("moments", lambda m: m.withField("at", m["at"] + 10 * DAY))
+    leaking = honest.training.withColumn("moments", later)
+    with pytest.raises(LeakError, match=r"2 training labels have an event .* not before the label"):
+        check_no_leak(honest.events, honest.examples, leaking, honest.lines, TIME, honest.points)
+
+
+def test_training_history_of_a_later_window_is_refused(honest):
+    leaking = honest.training.withColumn("stages", F.transform("stages", lambda stage: stage + 1))
+    with pytest.raises(LeakError, match=r"2 training labels have an event of a later window"):
+        check_no_leak(honest.events, honest.examples, leaking, honest.lines, TIME, honest.points)
 
 
 def test_vocabulary_of_the_future_is_refused(honest, spark):
     lines = honest.lines.unionAll(spark.createDataFrame([("item_id", "a26")], honest.lines.schema))
     with pytest.raises(LeakError, match=r"vocabulary 'item_id' holds 'a26', which no training"):
-        check_no_leak(honest.events, honest.examples, lines, TIME, honest.points)
+        check_no_leak(honest.events, honest.examples, honest.training, lines, TIME, honest.points)

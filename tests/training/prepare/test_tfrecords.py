@@ -3,7 +3,13 @@ import tensorflow as tf
 from pyspark.sql import functions as F
 
 from training.prepare.errors import PrepareError
-from training.prepare.tfrecords import WindowCounts, write_corpus, write_examples, write_users
+from training.prepare.tfrecords import (
+    WindowCounts,
+    write_corpus,
+    write_examples,
+    write_sequences,
+    write_users,
+)
 from training.tfrecord import register
 
 FEATURES = [
@@ -57,6 +63,29 @@ def test_examples_hold_the_fields_of_the_contract(made, tmp_path):
         "history": [b"i0", b"i1"],
     }, "the missing city is an absent feature"
     assert records[b"a", b"i1"]["city"] == ["Köln".encode()]
+
+
+def test_sequences_hold_many_labels_along_one_history(made, tmp_path):
+    count = WindowCounts("train", 9, 0, 10**15, 0, 0)
+    written = write_sequences(made.training, made.config, tmp_path / "train", count)
+    assert (written.path, written.num_sequences, written.num_examples) == ("train", 3, 9)
+    records = {r["user"][0]: r for r in records_of(tmp_path / "train")}
+    day = 86_400_000_000
+    assert records["é".encode()] == {
+        "user": ["é".encode()],
+        "history": [b"i0", b"i1"],
+        "label": [b"i0", b"i1", b"i2"],
+        "known": [0, 1, 2],
+        "time": [1_704_067_200_000_000 + n * day for n in range(3)],
+        "weight": [1.0, 1.0, 1.0],
+        "city": [b"", "Köln".encode(), b""],
+    }, "a missing city is an empty one; each label has the city of the event before it"
+
+
+def test_a_label_too_few_is_an_error(made, tmp_path):
+    with pytest.raises(PrepareError, match="expected 10 labels, found 9"):
+        count = WindowCounts("train", 10, 0, 0, 0, 0)
+        write_sequences(made.training, made.config, tmp_path / "train", count)
 
 
 def test_a_record_too_few_is_an_error(made, tmp_path):
