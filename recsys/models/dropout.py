@@ -8,7 +8,8 @@ import tensorflow as tf
 class StatelessDropout:
     """Dropout whose mask depends on a seed and the training step alone.
 
-    It has no weights, so it is no Keras layer that a SavedModel would have to keep. A training that resumes from a checkpoint draws the masks that an undisturbed one would draw.
+    A training that resumes from a checkpoint draws the masks that an undisturbed one would draw.
+    It has no weights, so it is no Keras layer that a SavedModel would have to keep.
     """
 
     def __init__(self, rate: float, seed: int, step: tf.Variable) -> None:
