@@ -61,6 +61,8 @@ class Interactions:
         history: `[n, length]` corpus rows of the first item history, oldest first, -1 at the end.
         weight: `[n]`.
         exclusions: flat corpus rows and row splits `[n + 1]`, or None when nothing is excluded.
+        at: `[n]` when the label was taken, in microseconds or, without time, by the first order
+            column; None when it is not known.
     """
 
     user: NDArray[np.int64]
@@ -69,6 +71,7 @@ class Interactions:
     history: NDArray[np.int32]
     weight: NDArray[np.float32]
     exclusions: tuple[NDArray[np.int32], NDArray[np.int64]] | None
+    at: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -108,12 +111,13 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
         "user": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.string),
         "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
+        "time": tf.io.FixedLenFeature([], tf.int64, 0),
         "exclusions": tf.io.RaggedFeature(tf.string),
     } | _feature_spec(histories)
     rows = corpus.rows()
     lengths: list[NDArray[np.int64]] = []
     parts: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("user", "label", "history", "weight", "exclusions")
+        name: [] for name in ("user", "label", "history", "weight", "time", "exclusions")
     }
     with _named_corruption(data.files(examples)):
         for batch in _parsed(data.files(examples), spec):
@@ -121,6 +125,7 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
             parts["user"].append(batch["user"].numpy())
             parts["label"].append(rows.lookup(batch["label"]).numpy())
             parts["weight"].append(batch["weight"].numpy())
+            parts["time"].append(batch["time"].numpy())
             parts["history"].append(_history_rows(history, rows))
             parts["exclusions"].append(rows.lookup(batch["exclusions"].values).numpy())
             lengths.append(batch["exclusions"].row_lengths().numpy())
@@ -134,6 +139,7 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
         history=whole["history"],
         weight=whole["weight"],
         exclusions=(whole["exclusions"], splits) if data.exclude_seen else None,
+        at=whole["time"],
     )
 
 

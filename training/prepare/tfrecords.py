@@ -36,7 +36,8 @@ def write_examples(
     """Write the examples of one window to the folder of its name.
 
     The shard of an example and its place in it depend on user, position and seed alone, so that
-    the same input gives the same bytes on any cluster.
+    the same input gives the same bytes on any cluster. `time` is the label's; in data without time
+    it is the first order column, which says as much about what came before what.
 
     Args:
         examples: see `build_examples`.
@@ -47,11 +48,12 @@ def write_examples(
     Raises:
         PrepareError: another number of records is read back than was to be written.
     """
+    has_time = config.data.events.columns.time is not None
     key = ("user", "position")
     shuffled = F.xxhash64(*key, F.lit(config.seed))
     fields = [
         "user",
-        F.col("at").alias("time"),
+        (F.col("at") if has_time else F.get("order", F.lit(0)).cast("bigint")).alias("time"),
         F.col("item").alias("label"),
         "weight",
         *(["exclusions"] if config.data.exclude_seen else []),
@@ -61,7 +63,6 @@ def write_examples(
     shards = own.sortWithinPartitions(shuffled, *key).select(*fields)
     num_files = _write_records(shards, directory / count.window, count.num_examples)
     logger.info("%s: %d examples", count.window, count.num_examples)
-    has_time = config.data.events.columns.time is not None
     return Examples(
         path=count.window,
         num_examples=count.num_examples,
