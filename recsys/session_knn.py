@@ -60,11 +60,14 @@ class SessionKnn:
     def _neighbours(self, history: NDArray[np.int32]) -> sparse.csr_array:
         """Weights `similarity / step` of the neighbours, `[queries, num_sessions]`."""
         query, session, position = self._shared(history)
-        other = (np.diff(query, prepend=-1) != 0) | (np.diff(session, prepend=-1) != 0)
-        begins = np.flatnonzero(other)
-        query, session = query[begins], session[begins]
+        pair = query * self._sessions.shape[0] + session
+        # Neither sum nor maximum asks for an order within a pair.
+        order = np.argsort(pair)
+        begins = np.flatnonzero(np.diff(pair[order], prepend=-1))
+        position = position[order]
         similarity = np.add.reduceat(position, begins)
         latest = np.maximum.reduceat(position, begins)
+        query, session = query[order[begins]], session[order[begins]]
         recent = np.flatnonzero(_nth(query) < _SAMPLE)
         order = recent[np.lexsort((session[recent], -similarity[recent], query[recent]))]
         order = order[_nth(query[order]) < _NEIGHBOURS]
@@ -77,13 +80,11 @@ class SessionKnn:
     def _shared(
         self, history: NDArray[np.int32]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Query, session and position of every shared item, by query, most recent session first."""
+        """Query, session and position of every item that the two share."""
         query, position, item = _last_positions(history)
         holders = self._holders[item]
         entry = np.repeat(np.arange(len(item)), np.diff(holders.indptr))
-        order = np.lexsort((holders.indices, query[entry]))
-        entry = entry[order]
-        return query[entry], holders.indices[order], position[entry]
+        return query[entry], holders.indices, position[entry]
 
 
 def known_sessions(known: Sequence[Interactions], num_items: int) -> sparse.csr_array:

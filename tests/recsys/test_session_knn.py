@@ -148,7 +148,13 @@ def test_a_user_goes_on_from_train_to_validation():
 
 def test_sessions_of_one_user_are_told_apart():
     known = interactions(
-        [("u", 1, [0], 1), ("u", 2, [2], 3), ("u", 3, [2, 3], 4), ("u", 4, [1], 5), ("v", 0, [1], 5)]
+        [
+            ("u", 1, [0], 1),
+            ("u", 2, [2], 3),
+            ("u", 3, [2, 3], 4),
+            ("u", 4, [1], 5),
+            ("v", 0, [1], 5),
+        ]
     )
     assert items_of([permuted(known, 3)], 6) == [[1, 5], [2, 3, 4], [0, 1], [1, 5]]
 
