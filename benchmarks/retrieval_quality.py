@@ -41,9 +41,7 @@ class Study:
     variants: dict[str, tuple[str, ...]]
 
 
-ENCODERS = {
-    f"encoder {kind}": (f"model.history.kind={kind}",) for kind in ("mean", "gru", "lstm")
-}
+ENCODERS = {f"encoder {kind}": (f"model.history.kind={kind}",) for kind in ("mean", "gru", "lstm")}
 STUDIES = {
     "amazon_beauty": Study(
         "benchmarks/configs/amazon_beauty.yaml",
@@ -98,10 +96,21 @@ def study(name: str, data: Path, runs: Path) -> list[Record]:
     chosen = STUDIES[name]
     environment = os.environ | {"RECSYS_DATA": str(data.resolve())}
     prepared = runs / name / "prepared"
-    _do(["prepare", "--config", chosen.config, "--run-dir", prepared], prepared / "data", environment)
+    _do(
+        ["prepare", "--config", chosen.config, "--run-dir", prepared],
+        prepared / "data",
+        environment,
+    )
     records: list[Record] = []
     tuned = [
-        _fit(chosen, runs / name / f"seed-{seed}", (f"seed={seed}",), prepared, environment, seed == 1)
+        _fit(
+            chosen,
+            runs / name / f"seed-{seed}",
+            (f"seed={seed}",),
+            prepared,
+            environment,
+            seed == 1,
+        )
         for seed in range(1, chosen.seeds + 1)
     ]
     records += _mean_records(name, chosen, tuned)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys.dataset import Interactions
+from recsys.popularity import places, popularity_levels
+from recsys.session_knn import SessionKnn
 
 #: Shrinks the similarity of rare items (the value of GRU4Rec's item-KNN baseline).
 _SMOOTHING = 20.0
@@ -33,7 +35,7 @@ def counting_baseline(
     """Make a baseline by its name in `evaluation.baselines` (`als` is made by training.als).
 
     Args:
-        name: popularity, last_viewed, markov or covisitation.
+        name: popularity, last_viewed, markov, covisitation or vsknn.
         known: splits to learn from.
         queries: split whose histories are scored; its labels are not read.
         num_items: size of the corpus.
@@ -43,6 +45,7 @@ def counting_baseline(
         "last_viewed": LastViewed,
         "markov": Markov,
         "covisitation": CoVisitation,
+        "vsknn": SessionKnn,
     }
     if name not in kinds:
         raise ValueError(f"no counting baseline {name!r}; there are {sorted(kinds)}")
@@ -86,7 +89,7 @@ class LastViewed:
 class Markov:
     """First-order Markov chain: what followed the last item most often; then by popularity.
 
-    Scores are positions, not counts: float32 would lose the popularity beside a large count.
+    Scores are places, not counts: float32 would lose the popularity beside a large count.
     """
 
     def __init__(
@@ -95,15 +98,9 @@ class Markov:
         self._levels = popularity_levels(known, num_items)
         self._last = _last_item(queries.history)
         counts = sum(_transitions(split, num_items) for split in known).tocoo()
-        order = np.lexsort((self._levels[counts.col], counts.data, counts.row))
-        row, column, count = counts.row[order], counts.col[order], counts.data[order]
-        level = self._levels[column]
-        new_row = np.diff(row, prepend=-1) != 0
-        higher = new_row | (np.diff(count, prepend=-1) != 0) | (np.diff(level, prepend=-1) != 0)
-        position = np.cumsum(higher)
-        position -= position[np.flatnonzero(new_row)][np.cumsum(new_row) - 1]
+        place = places(counts.row, counts.data, self._levels[counts.col])
         self._followers = sparse.csr_array(
-            ((num_items + position).astype(np.float32), (row, column)), shape=counts.shape
+            ((num_items + place).astype(np.float32), (counts.row, counts.col)), shape=counts.shape
         )
 
     def scores(self, rows: slice) -> NDArray[np.float32]:
@@ -137,15 +134,6 @@ class CoVisitation:
         """Score `[rows, num_items]`: similarities above 0, popularity within [-1, 0)."""
         similarity: NDArray[np.float32] = (self._queries[rows] @ self._similar).toarray()
         return np.where(similarity > 0, similarity, self._unseen)
-
-
-def popularity_levels(known: Sequence[Interactions], num_items: int) -> NDArray[np.float32]:
-    """Popularity as `[num_items]` integers below num_items: equal label counts, equal levels."""
-    counts = sum(
-        (np.bincount(split.label[split.label >= 0], minlength=num_items) for split in known),
-        np.zeros(num_items, np.int64),
-    )
-    return np.unique(counts, return_inverse=True)[1].astype(np.float32)
 
 
 def _last_item(history: NDArray[np.int32]) -> NDArray[np.int32]:

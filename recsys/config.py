@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from recsys.schema import Feature, Schema
 
-Baseline = Literal["popularity", "last_viewed", "markov", "covisitation", "als"]
+Baseline = Literal["popularity", "last_viewed", "markov", "covisitation", "vsknn", "als"]
 
 
 class ConfigError(ValueError):

@@ -63,6 +63,8 @@ class Interactions:
         history: `[n, length]` corpus rows of the first item history, oldest first, -1 at the end.
         weight: `[n]`.
         exclusions: flat corpus rows and row splits `[n + 1]`, or None when nothing is excluded.
+        at: `[n]` when the label was taken, in microseconds or, without time, by the first order
+            column; None when it is not known.
     """
 
     user: NDArray[np.int64]
@@ -71,6 +73,7 @@ class Interactions:
     history: NDArray[np.int32]
     weight: NDArray[np.float32]
     exclusions: tuple[NDArray[np.int32], NDArray[np.int64]] | None
+    at: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -110,6 +113,7 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
         "user": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.string),
         "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
+        "time": tf.io.FixedLenFeature([], tf.int64, 0),
         "exclusions": tf.io.RaggedFeature(tf.string),
     } | _feature_spec(histories)
     rows = corpus.rows()
@@ -123,6 +127,7 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
                     "user": batch["user"].numpy(),
                     "label": rows.lookup(batch["label"]).numpy(),
                     "weight": batch["weight"].numpy(),
+                    "at": batch["time"].numpy(),
                     "history": _history_rows(history, rows),
                     "exclusions": rows.lookup(batch["exclusions"].values).numpy(),
                 }
@@ -149,6 +154,7 @@ def read_sequences(data: PreparedData, sequences: Sequences, corpus: Corpus) -> 
                     "user": np.repeat(batch["user"].numpy(), label.row_lengths().numpy()),
                     "label": rows.lookup(label.values).numpy(),
                     "weight": batch["weight"].values.numpy(),
+                    "at": batch["time"].values.numpy(),
                     "history": _known_rows(history, batch["known"], length),
                 }
             )

@@ -14,7 +14,7 @@ from recsys.config import RunConfig
 from recsys.metrics import per_query
 
 #: Baselines that count clicks. ALS is a model of its own: reported, but it does not gate.
-COUNTING_BASELINES = ("popularity", "last_viewed", "markov", "covisitation")
+COUNTING_BASELINES = ("popularity", "last_viewed", "markov", "covisitation", "vsknn")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recsys.baselines import popularity_levels
 from recsys.dataset import Interactions
+from recsys.popularity import popularity_levels
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -4,7 +4,7 @@ import pytest
 from recsys.baselines import counting_baseline
 from recsys.dataset import Interactions
 
-COUNTING = ("popularity", "last_viewed", "markov", "covisitation")
+COUNTING = ("popularity", "last_viewed", "markov", "covisitation", "vsknn")
 
 
 def interactions(rows, length=4):

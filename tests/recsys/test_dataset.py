@@ -56,6 +56,8 @@ def test_interactions_follow_the_planted_transitions(prepared, planted):
     assert 0.75 < follows.mean() < 0.9
     assert found.exclusions is None
     assert len(np.unique(found.user)) == len(set(found.user_id))
+    clicked = [batch["clicked"].numpy() for batch in raw_batches(prepared, prepared.test, 512)]
+    np.testing.assert_array_equal(found.at, np.concatenate(clicked))
 
 
 def test_each_example_is_seen_once_an_epoch_and_orders_differ_by_epoch_only(prepared):

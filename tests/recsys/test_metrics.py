@@ -53,17 +53,40 @@ def test_a_query_without_relevant_items_is_refused():
         per_query(np.array([[1], [0]]), [2], num_relevant=np.array([1, 0]))
 
 
-@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("k", [1, 5, 20, None])
 def test_ndcg_agrees_with_scikit_learn(k):
+    """From scores to metric, by our own ranks; None is the whole ranking."""
     rng = np.random.default_rng(0)
-    scores = rng.permuted(np.tile(np.arange(20.0), (50, 1)), axis=1)
-    relevant = rng.random((50, 20)) < 0.2
+    num_queries, num_items = 50, 40
+    scores = rng.permuted(np.tile(np.arange(float(num_items)), (num_queries, 1)), axis=1)
+    relevant = rng.random(scores.shape) < 0.2
     relevant[:, 0] = True
-    position = 1 + np.argsort(np.argsort(-scores, axis=1), axis=1)
-    ranks = np.where(relevant, position, 0)
-    ours = per_query(ranks, [k], num_relevant=relevant.sum(axis=1))[f"ndcg@{k}"]
-    theirs = [ndcg_score(relevant[[i]], scores[[i]], k=k) for i in range(50)]
-    np.testing.assert_allclose(ours, theirs)
+    depth = num_items if k is None else k
+    ours = per_query(ranks_of(relevant, scores), [depth], num_relevant=relevant.sum(axis=1))
+    assert np.max(relevant.sum(axis=1)) > 5
+    theirs = [ndcg_score(relevant[[i]], scores[[i]], k=k) for i in range(num_queries)]
+    np.testing.assert_allclose(ours[f"ndcg@{depth}"], theirs)
+
+
+def ranks_of(relevant, scores):
+    """Rank of every relevant item, 0 for the others; there are no ties to break."""
+    half = np.full(len(scores), 0.5)
+    everyone = np.ones(len(scores), np.int64)
+    columns = [rank_of_label(scores, item * everyone, half) for item in range(scores.shape[1])]
+    return np.where(relevant, np.stack(columns, axis=1), 0)
+
+
+def test_recall_hit_rate_and_mrr_are_what_their_definitions_say():
+    rng = np.random.default_rng(1)
+    scores, relevant = rng.random((50, 30)), rng.random((50, 30)) < 0.2
+    relevant[:, 0] = True
+    found = per_query(ranks_of(relevant, scores), [7], num_relevant=relevant.sum(axis=1))
+    for row, best in enumerate(np.argsort(-scores, axis=1)[:, :7].tolist()):
+        wanted = set(np.flatnonzero(relevant[row]).tolist())
+        places = [place for place, item in enumerate(best, 1) if item in wanted]
+        assert found["recall@7"][row] == pytest.approx(len(places) / len(wanted))
+        assert found["hit_rate@7"][row] == bool(places)
+        assert found["mrr@7"][row] == pytest.approx(1 / places[0] if places else 0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -93,14 +116,42 @@ def test_rank_counts_strictly_better_items():
     np.testing.assert_array_equal(found, [2, 1])
 
 
-def test_a_constant_scorer_ranks_at_chance_level():
-    num_queries, num_items, k = 20_000, 50, 10
-    scores = np.zeros((num_queries, num_items), np.float32)
-    uniform = np.random.default_rng(0).random(num_queries)
-    ranks = rank_of_label(scores, np.zeros(num_queries, np.int64), uniform)
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("k", [1, 10, 25])
+def test_scores_that_say_nothing_rank_at_chance_level(levels, k):
+    """A constant scorer, and one that splits the corpus in two at random: all ties, half ties."""
+    num_queries, num_items = 20_000, 50
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, levels, (num_queries, num_items)).astype(np.float32)
+    labels = rng.integers(0, num_items, num_queries)
+    ranks = rank_of_label(scores, labels, rng.random(num_queries))
     assert set(ranks) == set(range(1, num_items + 1))
-    # Five standard errors of a share of 0.2.
-    assert per_query(ranks, [k])["recall@10"].mean() == pytest.approx(k / num_items, abs=0.015)
+    found = per_query(ranks, [k])
+    place = np.arange(1, num_items + 1)
+    for metric, gain in {
+        "recall": np.ones(num_items),
+        "hit_rate": np.ones(num_items),
+        "ndcg": 1 / np.log2(place + 1),
+        "mrr": 1 / place,
+    }.items():
+        # Every rank from 1 to num_items is as likely as any other.
+        chance = np.where(place <= k, gain, 0)
+        bound = 4 * chance.std() / np.sqrt(num_queries)
+        assert found[f"{metric}@{k}"].mean() == pytest.approx(chance.mean(), abs=bound), metric
+
+
+def test_of_two_levels_the_label_ranks_at_chance_within_its_own():
+    # Ten items of the higher level: a label there is anywhere in 1 to 10, any other in 11 to 50.
+    scores = np.zeros((20_000, 50), np.float32)
+    scores[:, :10] = 1
+    uniform = np.random.default_rng(0).random(len(scores))
+    for label, low, high in ((3, 1, 10), (30, 11, 50)):
+        ranks = rank_of_label(scores, np.full(len(scores), label), uniform)
+        counts = np.bincount(ranks, minlength=51)
+        assert counts[low : high + 1].sum() == len(scores)
+        share = 1 / (high - low + 1)
+        bound = 4.5 * np.sqrt(share * (1 - share) / len(scores))
+        np.testing.assert_allclose(counts[low : high + 1] / len(scores), share, atol=bound)
 
 
 def test_ties_stay_within_their_block():

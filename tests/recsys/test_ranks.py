@@ -3,6 +3,7 @@ import pytest
 
 import recsys.ranks
 from recsys.dataset import Interactions
+from recsys.metrics import per_query
 from recsys.ranks import rank_queries
 
 
@@ -43,6 +44,53 @@ def test_exclusions_leave_the_ranking_and_the_lists():
     found = rank_queries("model", Fixed(table), masked, 3, 3, 0)
     np.testing.assert_array_equal(found.rank, [2, 0, 1])
     np.testing.assert_array_equal(found.recommended, [[1, 2, -1], [1, 2, -1], [1, -1, -1]])
+
+
+@pytest.mark.parametrize("favourite", [1e30, np.inf])
+def test_what_is_excluded_never_ranks(favourite):
+    """However highly it is scored, whoever is the label and whatever the block."""
+    rng = np.random.default_rng(0)
+    num_queries, num_items = 300, 12
+    excluded = rng.random((num_queries, num_items)) < 0.5
+    excluded[0] = True
+    table = np.where(excluded, favourite, rng.integers(0, 3, (num_queries, num_items)))
+    labels = rng.integers(0, num_items, num_queries)
+    masked = queries(labels, [np.flatnonzero(row).tolist() for row in excluded])
+    found = rank_queries("model", Fixed(table), masked, num_items, num_items, 0)
+    out = excluded[np.arange(num_queries), labels]
+    assert np.all(found.rank[out] == 0)
+    left = num_items - excluded.sum(axis=1)
+    assert np.all((found.rank[~out] >= 1) & (found.rank[~out] <= left[~out]))
+    for row, items in enumerate(found.recommended.tolist()):
+        listed = [item for item in items if item >= 0]
+        assert sorted(listed) == np.flatnonzero(~excluded[row]).tolist()
+        assert items == listed + [-1] * excluded[row].sum()
+
+
+def test_exclusions_change_ranks_as_a_smaller_corpus_would():
+    rng = np.random.default_rng(1)
+    table = rng.permuted(np.tile(np.arange(12), (200, 1)), axis=1)
+    labels = rng.integers(3, 12, 200)
+    masked = queries(labels, [[0, 1, 2]] * 200)
+    found = rank_queries("model", Fixed(table), masked, 12, 4, 0)
+    smaller = rank_queries("model", Fixed(table[:, 3:]), queries(labels - 3), 9, 4, 0)
+    np.testing.assert_array_equal(found.rank, smaller.rank)
+    np.testing.assert_array_equal(found.recommended, smaller.recommended + 3)
+
+
+@pytest.mark.parametrize("excluded", [0, 10])
+def test_a_constant_scorer_is_at_chance_among_what_is_left(excluded):
+    num_queries, num_items, k = 20_000, 50, 10
+    labels = np.random.default_rng(2).integers(excluded, num_items, num_queries)
+    masked = queries(labels, [list(range(excluded))] * num_queries)
+    scorer = Fixed(np.zeros((num_queries, num_items)))
+    rank = rank_queries("model", scorer, masked, num_items, k, 0).rank
+    left = num_items - excluded
+    gain = np.where(np.arange(left) < k, 1 / np.log2(np.arange(left) + 2), 0)
+    found = per_query(rank, [k])
+    for metric, each in (("recall", gain > 0), ("ndcg", gain)):
+        bound = 4 * each.std() / np.sqrt(num_queries)
+        assert found[f"{metric}@{k}"].mean() == pytest.approx(each.mean(), abs=bound)
 
 
 def test_a_list_is_no_longer_than_the_corpus():

@@ -37,7 +37,8 @@ def write_examples(
     """Write the examples of one window to the folder of its name.
 
     The shard of an example and its place in it depend on user, position and seed alone, so that
-    the same input gives the same bytes on any cluster.
+    the same input gives the same bytes on any cluster. `time` is the label's; in data without time
+    it is the first order column, which says as much about what came before what.
 
     Args:
         examples: see `build_examples`.
@@ -52,7 +53,7 @@ def write_examples(
     shuffled = F.xxhash64(*key, F.lit(config.seed))
     fields = [
         "user",
-        F.col("at").alias("time"),
+        _moment(F.struct("at", "order"), config).alias("time"),
         F.col("item").alias("label"),
         "weight",
         *(["exclusions"] if config.data.exclude_seen else []),
@@ -83,8 +84,9 @@ def write_sequences(
         PrepareError: another number of records is read back than was to be written.
     """
     key = ("user", "first")
-    names = {"label": "item", "known": "known", "time": "at", "weight": "weight"}
+    names = {"label": "item", "known": "known", "weight": "weight"}
     lists = [F.col("labels")[column].alias(name) for name, column in names.items()]
+    lists.append(F.transform("labels", lambda label: _moment(label, config)).alias("time"))
     lists += [_listed(feature).alias(feature.name) for feature in config.schema_.query]
     shards = training.repartition(config.data.shards, *key).sortWithinPartitions(
         F.xxhash64(*key, F.lit(config.seed)), *key
@@ -97,6 +99,13 @@ def write_sequences(
     return Sequences(
         path=folder.name, num_files=num_files, num_sequences=found[0], **_told(count, config)
     )
+
+
+def _moment(event: Column, config: RunConfig) -> Column:
+    """Return the time of an event, or its first order column where the data have no time."""
+    if config.data.events.columns.time is not None:
+        return event["at"]
+    return F.coalesce(F.get(event["order"], F.lit(0)).cast("bigint"), F.lit(-1))
 
 
 def _listed(feature: Feature) -> Column:

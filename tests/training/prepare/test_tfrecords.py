@@ -88,6 +88,21 @@ def test_a_label_too_few_is_an_error(made, tmp_path):
         write_sequences(made.training, made.config, tmp_path / "train", count)
 
 
+def test_without_time_the_first_order_column_is_the_time(spark, stages, click, configure, tmp_path):
+    register(spark)
+    rows = [click("a", f"i{n}", n="7", p=str(n), c="Köln", w="train") for n in range(3)]
+    config = configure(
+        FEATURES,
+        columns={"user": "u", "item": "i", "order": ["n", "p"]},
+        split={"kind": "given", "column": "w"},
+    )
+    made = stages(rows, config)
+    write_examples(made.examples, config, tmp_path, WindowCounts("train", 3, 0, 0, 0, 0))
+    records = list(records_of(tmp_path / "train"))
+    assert sorted(len(r["history"]) for r in records) == [0, 1, 2]
+    assert [r["time"] for r in records] == [[7]] * 3
+
+
 def test_a_record_too_few_is_an_error(made, tmp_path):
     with pytest.raises(PrepareError, match="expected 10 records, read back 9"):
         write_examples(made.examples, made.config, tmp_path, WindowCounts("train", 10, 0, 0, 0, 0))
