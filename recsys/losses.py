@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 #: Queries whose logits are held at a time: a tile of them stays near the processor's cache.
 _TILE = 256
 _MASKED = -1e9
+
+
+class Seen(NamedTuple):
+    """Candidates that the queries of a batch have seen.
+
+    Attributes:
+        rows: int32 `[batch, any]`, rows of the candidates; -1 for none.
+        scores: `[batch, any]`, added to their dot products. Without them the seen are no negatives
+            of the query, as they will never be recommended to it; a label stays one.
+    """
+
+    rows: tf.Tensor
+    scores: tf.Tensor | None = None
+
+
+class _Targets(NamedTuple):
+    labels: tf.Tensor
+    weight: tf.Tensor
+    bias: tf.Tensor
+    seen: tf.Tensor
 
 
 class Softmax(tfrs.tasks.Retrieval):
@@ -45,7 +67,7 @@ class Softmax(tfrs.tasks.Retrieval):
         labels: tf.Tensor,
         sample_weight: tf.Tensor | None = None,
         log_sampling_probability: tf.Tensor | None = None,
-        excluded: tf.Tensor | None = None,
+        seen: Seen | None = None,
     ) -> tf.Tensor:
         """Return the mean loss of a batch.
 
@@ -55,8 +77,7 @@ class Softmax(tfrs.tasks.Retrieval):
             labels: int32 `[batch]`, rows of `candidate_embeddings`.
             sample_weight: `[batch]`.
             log_sampling_probability: `[num_candidates]`, of each candidate to be among them.
-            excluded: int32 `[batch, any]`, rows of candidates that are no negatives of the query,
-                such as the items of its own history; -1 stands for none. The label never is.
+            seen: candidates that the queries have seen.
 
         Returns:
             Scalar: sum of weighted cross-entropies divided by the batch size.
@@ -66,59 +87,97 @@ class Softmax(tfrs.tasks.Retrieval):
         bias = tf.zeros([tf.shape(candidate_embeddings)[0]])
         if log_sampling_probability is not None:
             bias = -log_sampling_probability
-        none = tf.zeros([batch, 0], tf.int32)
-        excluded = none if excluded is None else excluded
+        rows, scores = Seen(tf.zeros([batch, 0], tf.int32)) if seen is None else seen
+        added = tf.zeros(tf.shape(rows)) if scores is None else scores
+        targets = _Targets(labels, weight, bias, rows)
 
         @tf.custom_gradient
-        def loss(queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-            value, by_query, by_candidate = self._loss_and_gradients(
-                queries, candidates, labels, weight, bias, excluded
+        def loss(queries: tf.Tensor, candidates: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
+            value, *gradients = self._loss_and_gradients(
+                queries, candidates, added, targets, masks=scores is None
             )
-            return value, lambda upstream: (upstream * by_query, upstream * by_candidate)
+            return value, lambda upstream: [upstream * gradient for gradient in gradients]
 
-        return loss(query_embeddings, candidate_embeddings)
+        return loss(query_embeddings, candidate_embeddings, added)
 
     @tf.function(reduce_retracing=True)
     def _loss_and_gradients(
         self,
         queries: tf.Tensor,
         candidates: tf.Tensor,
-        labels: tf.Tensor,
-        weight: tf.Tensor,
-        bias: tf.Tensor,
-        excluded: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        added: tf.Tensor,
+        targets: _Targets,
+        masks: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return the loss and its gradients by query, candidate and score of the seen."""
+        dim = candidates.shape[1]
         scaled = tf.cast(candidates / self._temperature, self._dtype)
-        num_tiles = (tf.shape(labels)[0] + _TILE - 1) // _TILE
-        scale = weight / tf.cast(tf.shape(labels)[0], weight.dtype)
-        by_query = tf.TensorArray(
-            tf.float32, num_tiles, element_shape=[None, candidates.shape[1]], infer_shape=False
-        )
+        num_tiles = (tf.shape(targets.labels)[0] + _TILE - 1) // _TILE
+        by_query = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, dim])
+        by_added = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, None])
         by_candidate = tf.zeros_like(candidates)
         total = tf.constant(0.0)
         for tile in tf.range(num_tiles):
             rows = slice(tile * _TILE, (tile + 1) * _TILE)
+            seen = targets.seen[rows]
             query = tf.cast(queries[rows], self._dtype)
-            logits = tf.cast(tf.matmul(query, scaled, transpose_b=True), tf.float32) + bias
-            logits = self._without(logits, labels[rows], excluded[rows])
-            logp = tf.nn.log_softmax(logits)
-            total -= tf.reduce_sum(scale[rows] * tf.gather(logp, labels[rows], batch_dims=1))
-            error = tf.exp(logp) - tf.one_hot(labels[rows], tf.shape(logp)[1])
-            error = tf.cast(error * scale[rows, tf.newaxis], self._dtype)
+            logits = tf.cast(tf.matmul(query, scaled, transpose_b=True), tf.float32)
+            logits = self._adjusted(logits + targets.bias, targets, rows, added, masks)
+            loss, error = _errors(logits, targets.labels[rows], targets.weight[rows])
+            at_seen = tf.gather(error, tf.maximum(seen, 0), batch_dims=1)
+            error = tf.cast(error, self._dtype)
+            total += loss
             by_query = by_query.write(tile, tf.cast(tf.matmul(error, scaled), tf.float32))
+            by_added = by_added.write(tile, tf.where(seen >= 0, at_seen, 0.0))
             by_candidate += tf.cast(tf.matmul(error, query, transpose_a=True), tf.float32)
-        return total, by_query.concat(), by_candidate / self._temperature
+        batch = tf.cast(tf.shape(targets.labels)[0], tf.float32)
+        scale = batch * self._temperature
+        return (
+            total / batch,
+            by_query.concat() / batch,
+            by_candidate / scale,
+            by_added.concat() / scale,
+        )
 
-    def _without(self, logits: tf.Tensor, labels: tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
-        """Mask excluded candidates, and all but the hardest negatives."""
-        excluded = tf.where(excluded == labels[:, tf.newaxis], -1, excluded)
-        place = tf.cast(tf.where(excluded >= 0), tf.int32)
-        pairs = tf.stack([place[:, 0], tf.gather_nd(excluded, place)], axis=1)
-        masked = tf.fill([tf.shape(pairs)[0]], _MASKED)
-        logits = tf.tensor_scatter_nd_update(logits, pairs, masked)
-        if self._num_hard_negatives is None:
-            return logits
+    def _adjusted(
+        self, logits: tf.Tensor, targets: _Targets, rows: slice, added: tf.Tensor, masks: bool
+    ) -> tf.Tensor:
+        """Treat the seen as the caller wants it, and drop easy negatives."""
+        labels, seen = targets.labels[rows], targets.seen[rows]
+        if masks:
+            logits = _masked(logits, tf.where(seen == labels[:, tf.newaxis], -1, seen))
+        else:
+            logits = _added(logits, seen, added[rows] / self._temperature)
+        return logits if self._num_hard_negatives is None else self._hardest(logits, labels)
+
+    def _hardest(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Mask all but the hardest negatives and the label."""
         is_label = tf.one_hot(labels, tf.shape(logits)[1], on_value=True, off_value=False)
         kept = tf.minimum(self._num_hard_negatives, tf.shape(logits)[1] - 1)
         hardest = tf.math.top_k(tf.where(is_label, _MASKED, logits), kept).values
         return tf.where(is_label | (logits >= hardest[:, -1:]), logits, _MASKED)
+
+
+def _errors(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the sum of cross-entropies, and their gradients by logit, `[batch, candidates]`."""
+    logp = tf.nn.log_softmax(logits)
+    error = tf.exp(logp) - tf.one_hot(labels, tf.shape(logits)[1])
+    loss = -tf.reduce_sum(weight * tf.gather(logp, labels, batch_dims=1))
+    return loss, error * weight[:, tf.newaxis]
+
+
+def _masked(logits: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
+    pairs, _ = _pairs(seen)
+    return tf.tensor_scatter_nd_update(logits, pairs, tf.fill([tf.shape(pairs)[0]], _MASKED))
+
+
+def _added(logits: tf.Tensor, seen: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
+    """Add the scores; an item that was seen twice gets both."""
+    pairs, place = _pairs(seen)
+    return tf.tensor_scatter_nd_add(logits, pairs, tf.gather_nd(scores, place))
+
+
+def _pairs(seen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return query and candidate of each seen item, and its place in `seen`, `[n, 2]` both."""
+    place = tf.cast(tf.where(seen >= 0), tf.int32)
+    return tf.stack([place[:, 0], tf.gather_nd(seen, place)], axis=1), place

@@ -35,15 +35,35 @@ class Ranking:
 
 
 class DotProduct:
-    """Scores of embedded queries `[n, dim]` against embedded candidates `[num_items, dim]`."""
+    """Scores of embedded queries against embedded candidates.
 
-    def __init__(self, queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> None:
+    Args:
+        queries: `[n, dim]`.
+        candidates: `[num_items, dim]`.
+        repeat: `[n, length]`, added to the scores of the items of the history; None for none.
+        history: `[n, any]`, corpus rows of these items, -1 for none.
+    """
+
+    def __init__(
+        self,
+        queries: NDArray[np.float32],
+        candidates: NDArray[np.float32],
+        repeat: NDArray[np.float32] | None = None,
+        history: NDArray[np.int32] | None = None,
+    ) -> None:
         self._queries = queries
         self._candidates = candidates.T.copy()
+        self._repeat = repeat
+        self._history = history
 
     def scores(self, rows: slice) -> NDArray[np.float32]:
         """Score `[rows, num_items]`."""
         scores: NDArray[np.float32] = self._queries[rows] @ self._candidates
+        if self._repeat is not None and self._history is not None:
+            query, place = np.nonzero(self._history[rows] >= 0)
+            items = self._history[rows][query, place]
+            # Unbuffered: an item that was seen twice gets both scores.
+            np.add.at(scores, (query, items), self._repeat[rows][query, place])
         return scores
 
 

@@ -54,7 +54,17 @@ class Retriever(tf.Module):
     Unknown ids and empty histories are no errors. A query is cold when the schema has item
     histories or user ids and none of them holds a value of its training vocabulary; it is answered
     by popularity, unless the towers have learned from such queries (`prior_when_cold`). With
-    `exclude_seen`, items of the histories given are not returned either.
+    `exclude_seen`, items of the histories given are not returned either. Towers whose `embed_query`
+    gives `repeat` `[batch, length]` add it to the scores of the history's items, which are
+    candidates even where the index does not find them.
+
+    Args:
+        towers: SavedModel of the towers.
+        index: over the corpus.
+        corpus: candidates.
+        data: that the towers were trained on.
+        embeddings: of the candidates, `[N, dim]`; needed by towers that give `repeat`.
+        prior_when_cold: whether cold queries are answered by popularity.
     """
 
     def __init__(
@@ -63,9 +73,15 @@ class Retriever(tf.Module):
         index: SearchIndex,
         corpus: Corpus,
         data: PreparedData,
+        embeddings: NDArray[np.float32] | None = None,
         prior_when_cold: bool = True,
     ) -> None:
         super().__init__()
+        self._embeddings = (
+            None
+            if embeddings is None
+            else tf.Variable(embeddings, trainable=False, name="embeddings")
+        )
         self._prior_when_cold = prior_when_cold
         self._schema: Schema = data.features
         self._exclude_seen = data.exclude_seen
@@ -97,11 +113,14 @@ class Retriever(tf.Module):
         }
 
     def embed_query(self, /, **features: tf.Tensor) -> Tensors:
-        """Embed raw query and context features as `embedding` `[batch, dim]`."""
-        recent = {f.name: _recent(features[f.name], f.length) for f in self._schema.histories()}
-        return {
-            "embedding": self._towers.signatures["embed_query"](**features | recent)["embedding"]
-        }
+        """Embed raw query and context features: the outputs of the query tower."""
+        outputs: Tensors = self._towers.signatures["embed_query"](
+            **features | self._recent(features)
+        )
+        return outputs
+
+    def _recent(self, features: Mapping[str, tf.Tensor]) -> Tensors:
+        return {f.name: _recent(features[f.name], f.length) for f in self._schema.histories()}
 
     def embed_candidate(self, /, **features: tf.Tensor) -> Tensors:
         """Embed raw candidate features as `embedding` `[batch, dim]`."""
@@ -112,17 +131,40 @@ class Retriever(tf.Module):
         features = {f.name: request[f.name] for f in self._schema.query}
         excluded = self._excluded_rows(features, request["exclusions"])
         k = tf.clip_by_value(request["k"], 0, self._size)
+        query = self.embed_query(**features)
+        spare = tf.shape(excluded)[1] + (tf.shape(query["repeat"])[1] if "repeat" in query else 0)
         # Even if every excluded item is among the best, k others are. ScaNN refuses to find none.
-        count = tf.clip_by_value(k + tf.shape(excluded)[1], 1, self._size)
-        rows, scores = self._index.search(self.embed_query(**features)["embedding"], count)
+        count = tf.clip_by_value(k + spare, 1, self._size)
+        rows, scores = self._index.search(query["embedding"], count)
         rows, scores = _widened(rows, scores, count)
         cold = self._cold(features)[:, tf.newaxis]
         rows = tf.where(cold, self._popular[:count], rows)
         scores = tf.where(cold, self._prior[:count], scores)
+        if "repeat" in query:
+            rows, scores = self._with_repeats(rows, scores, query, self._seen_rows(features, cold))
         dropped = self._contains(excluded, rows) | tf.math.is_nan(scores)
         scores, order = tf.math.top_k(tf.where(dropped, -np.inf, scores), k)
         ids = tf.gather(self._ids, tf.gather(rows, order, batch_dims=1))
         return {"ids": tf.where(tf.math.is_inf(scores), "", ids), "scores": scores}
+
+    def _seen_rows(self, features: Mapping[str, tf.Tensor], cold: tf.Tensor) -> tf.Tensor:
+        """Corpus rows of the history, `[batch, length]`; -1 for none, and all of a cold query."""
+        history = self._recent(features)[self._schema.item_histories[0].name]
+        return tf.where(cold, -1, self._rows.lookup(history))
+
+    def _with_repeats(
+        self, rows: tf.Tensor, scores: tf.Tensor, query: Tensors, seen: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Score the items of the history exactly, once each, in place of what the index says."""
+        scores = tf.where(self._contains(seen, rows), -np.inf, scores)
+        same = (seen[:, :, tf.newaxis] == seen[:, tf.newaxis]) & (seen >= 0)[:, tf.newaxis]
+        added = tf.linalg.matvec(tf.cast(same, tf.float32), query["repeat"])
+        vectors = tf.gather(self._embeddings, tf.maximum(seen, 0))
+        own = tf.linalg.matvec(vectors, query["embedding"]) + added
+        earlier = tf.linalg.band_part(same, -1, 0) & ~tf.eye(tf.shape(seen)[1], dtype=tf.bool)
+        once = (seen >= 0) & ~tf.reduce_any(earlier, axis=2)
+        own = tf.where(once, own, -np.inf)
+        return tf.concat([rows, tf.maximum(seen, 0)], 1), tf.concat([scores, own], 1)
 
     def _excluded_rows(self, features: Mapping[str, tf.Tensor], exclusions: tf.Tensor) -> tf.Tensor:
         """Corpus rows that may not be returned, `[batch, width]`, -1 for unknown ids."""

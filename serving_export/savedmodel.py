@@ -53,9 +53,9 @@ def export(
     towers = load_towers(model.directory / model.towers)
     corpus = read_corpus(data)
     queries = _held_out_queries(data, max(_TUNING_QUERIES, config.export.parity_queries))
-    embeddings = embed(towers, "embed_candidate", in_batches(corpus.features))
-    query_embeddings = embed(towers, "embed_query", in_batches(queries))
-    scann_index, report = build(embeddings, query_embeddings, config.export.index)
+    embeddings = embed(towers, "embed_candidate", in_batches(corpus.features))["embedding"]
+    embedded = embed(towers, "embed_query", in_batches(queries))
+    scann_index, report = build(embeddings, embedded["embedding"], config.export.index)
     indexes: dict[str, ScannIndex | ExactIndex] = {
         "scann": scann_index,
         "exact": ExactIndex(embeddings),
@@ -66,14 +66,22 @@ def export(
     with replaced(directory) as folder:
         for name in _VARIANTS:
             logger.info("writing %s", name)
-            retriever = Retriever(towers, indexes[name], corpus, data, prior_when_cold)
+            retriever = Retriever(
+                towers,
+                indexes[name],
+                corpus,
+                data,
+                embeddings=embeddings if "repeat" in embedded else None,
+                prior_when_cold=prior_when_cold,
+            )
             _write(retriever, folder / name, contract)
+        few = slice(config.export.parity_queries)
         expectation = Expectation(
             data=data,
             corpus=corpus,
-            queries={name: v[: config.export.parity_queries] for name, v in queries.items()},
+            queries={name: values[few] for name, values in queries.items()},
             embeddings=embeddings,
-            query_embeddings=query_embeddings[: config.export.parity_queries],
+            embedded={name: values[few] for name, values in embedded.items()},
             prior_when_cold=prior_when_cold,
         )
         parity = verify(expectation, {n: folder / n for n in _VARIANTS}, report, config.export)

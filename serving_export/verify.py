@@ -39,7 +39,8 @@ class Expectation:
         corpus: candidates.
         queries: raw query features, `[num_queries]` or `[num_queries, length]`.
         embeddings: of the candidates, `[num_candidates, dim]`.
-        query_embeddings: of the queries, `[num_queries, dim]`.
+        embedded: of the queries, `embedding` `[num_queries, dim]`, and `repeat`
+            `[num_queries, length]` if items of the history have scores of their own.
         prior_when_cold: whether cold queries are answered by popularity.
     """
 
@@ -47,23 +48,34 @@ class Expectation:
     corpus: Corpus
     queries: dict[str, NDArray[Any]]
     embeddings: Floats
-    query_embeddings: Floats
+    embedded: dict[str, Floats]
     prior_when_cold: bool = True
 
     def scores(self) -> Floats:
         """Score of every candidate for every query, -inf where excluded."""
         prior = log_prior(self.corpus)
         rows = {item: row for row, item in enumerate(self.corpus.item)}
-        scores = self.query_embeddings @ self.embeddings.T
+        scores = self.embedded["embedding"] @ self.embeddings.T
+        for query, item, score in self._repeats():
+            if item in rows:
+                scores[query, rows[item]] += score
         for query, (cold, seen) in enumerate(zip(self._cold(), self._seen(), strict=True)):
             if cold and self.prior_when_cold:
                 scores[query] = prior
             scores[query, [rows[item] for item in seen if item in rows]] = -np.inf
         return scores
 
+    def _repeats(self) -> Iterable[tuple[int, bytes, float]]:
+        """Yield what is added to the score of an item, with the query."""
+        if "repeat" in self.embedded:
+            history = self.queries[self.data.features.item_histories[0].name]
+            for query, scores in enumerate(self.embedded["repeat"]):
+                for item, score in zip(history[query], scores, strict=True):
+                    yield query, item, float(score)
+
     def _seen(self) -> Iterable[set[bytes]]:
         histories = self.data.features.item_histories if self.data.exclude_seen else ()
-        for query in range(len(self.query_embeddings)):
+        for query in range(len(self.embedded["embedding"])):
             yield {item for f in histories for item in self.queries[f.name][query]}
 
     def _cold(self) -> Iterable[bool]:
@@ -71,7 +83,7 @@ class Expectation:
         identifying = [(f.of or "", f.name) for f in schema.item_histories]
         identifying += [(f.name, f.name) for f in schema.user_ids]
         known = {name: self._vocabulary(name) for name, _ in identifying}
-        for query in range(len(self.query_embeddings)):
+        for query in range(len(self.embedded["embedding"])):
             yield bool(identifying) and not any(
                 known[vocabulary].intersection(np.atleast_1d(self.queries[feature][query]))
                 for vocabulary, feature in identifying

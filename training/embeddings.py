@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError, PreparedData
 from recsys.dataset import Corpus, named_corruption, raw_batches
@@ -18,13 +20,16 @@ from recsys.models.embed import BATCH, embed, in_batches, load_towers
 from recsys.ranks import DotProduct
 
 
-def two_tower_scorer(savedmodel: Path, data: PreparedData, corpus: Corpus) -> DotProduct:
+def two_tower_scorer(
+    savedmodel: Path, data: PreparedData, corpus: Corpus, history: NDArray[np.int32]
+) -> DotProduct:
     """Embed the test queries and the corpus, to be compared by dot product.
 
     Args:
         savedmodel: folder of a SavedModel with `embed_query` and `embed_candidate`.
         data: prepared data whose test queries are scored.
         corpus: candidates of the data.
+        history: `[queries, any]`, corpus rows of the items that the test queries have seen.
 
     Raises:
         ArtifactError: no such SavedModel, it reads features that the data lack, or it gives
@@ -37,7 +42,8 @@ def two_tower_scorer(savedmodel: Path, data: PreparedData, corpus: Corpus) -> Do
         _check_inputs(towers.signatures[name], batches.element_spec, where)
     with named_corruption(data, data.test):
         embedded = embed(towers, "embed_query", queries)
-    return DotProduct(embedded, embed(towers, "embed_candidate", items))
+    candidates = embed(towers, "embed_candidate", items)["embedding"]
+    return DotProduct(embedded["embedding"], candidates, embedded.get("repeat"), history)
 
 
 def _check_inputs(signature: Any, available: Mapping[str, tf.TensorSpec], where: str) -> None:

@@ -121,7 +121,12 @@ def _baseline(config: RunConfig, window: _Window, name: str, spark: SparkSession
 def _rank_towers(
     config: RunConfig, data: PreparedData, window: _Window, savedmodel: Path
 ) -> Ranking:
-    return _rank(config, window, _MODEL, two_tower_scorer(savedmodel, data, window.corpus))
+    return _rank(
+        config,
+        window,
+        _MODEL,
+        two_tower_scorer(savedmodel, data, window.corpus, window.queries.history),
+    )
 
 
 def _rank(config: RunConfig, window: _Window, name: str, scorer: Scorer) -> Ranking:

@@ -138,10 +138,16 @@ class _Inputs:
     def validate(self, model: TwoTower) -> dict[str, float]:
         """Metrics of the validation examples over the whole corpus, exactly."""
         raw = raw_batches(self.data, self.data.validation, _VALIDATION_BATCH)
-        queries = np.concatenate([model.embed_queries(self.encoder(batch)) for batch in raw])
+        parts = [model.embed_queries(self.encoder(batch)) for batch in raw]
+        queries = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         ranking = rank_queries(
             "validation",
-            DotProduct(queries, model.embed_corpus().numpy()),
+            DotProduct(
+                queries["embedding"],
+                model.embed_corpus().numpy(),
+                queries.get("repeat"),
+                self._validation.history,
+            ),
             self._validation,
             len(self.corpus),
             k=1,

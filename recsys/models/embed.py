@@ -41,20 +41,28 @@ def in_batches(features: Mapping[str, NDArray[Any]]) -> tf.data.Dataset:
 
 def embed(
     towers: Any, signature: str, batches: Iterable[Mapping[str, tf.Tensor]]
-) -> NDArray[np.float32]:
-    """Embed batches of raw features, `[rows, embedding_dim]`; other features are ignored.
+) -> dict[str, NDArray[np.float32]]:
+    """Embed batches of raw features; features that the signature does not read are ignored.
+
+    Returns:
+        The outputs of the signature: `embedding` `[rows, embedding_dim]` and, of queries, what is
+        added to the scores of the history's items, `repeat` `[rows, length]`, if there is such.
 
     Raises:
-        ArtifactError: an embedding is not finite.
+        ArtifactError: an output is not finite.
     """
     tower = towers.signatures[signature]
     names = list(tower.structured_input_signature[1])
-    parts = [tower(**{n: batch[n] for n in names})["embedding"].numpy() for batch in batches]
-    embeddings: NDArray[np.float32] = np.concatenate(parts)
-    bad = np.count_nonzero(~np.isfinite(embeddings).all(axis=1))
-    if bad:
-        raise ArtifactError(
-            f"{signature} gives {bad} of {len(embeddings)} embeddings that are not finite: "
-            "training diverged; run `recsys fit` with a lower train.learning_rate"
-        )
-    return embeddings
+    parts = [tower(**{n: batch[n] for n in names}) for batch in batches]
+    outputs = {
+        name: np.concatenate([part[name].numpy() for part in parts])
+        for name in tower.structured_outputs
+    }
+    for values in outputs.values():
+        bad = np.count_nonzero(~np.isfinite(values).all(axis=1))
+        if bad:
+            raise ArtifactError(
+                f"{signature} gives {bad} of {len(values)} embeddings that are not finite: "
+                "training diverged; run `recsys fit` with a lower train.learning_rate"
+            )
+    return outputs

@@ -1,8 +1,10 @@
 """History encoders: a vector for every position of a sequence, of the events up to it alone.
 
 Each maps `[batch, length, dim]` to `[batch, length, dim]`. They are causal, so that one pass over a
-sequence trains on all of its positions, and padding at the end reaches no position before it. Each
-starts out near the items that were seen last, and learns how a query differs from them.
+sequence trains on all of its positions, and padding at the end reaches no position before it.
+
+Each starts out as a mean of what was seen, which already finds more of the same, and learns how a
+query differs from it: what is learned is added through layers that start at or near zero.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from recsys.models.dropout import Dropouts
 
 _NUM_POOLS = 2
 _FEED_FORWARD = 4
+#: Scale at which attention starts to be added to the pools, whose events are about unit vectors.
+_SMALL = 0.02
 
 
 def history_encoder(
@@ -39,17 +43,21 @@ def history_encoder(
 
 
 class MeanEncoder(tf.keras.layers.Layer):
-    """Several weighted means of what was seen; each learns what an event's recency is worth.
+    """Several weighted means of what was seen; each learns what makes an event count.
 
     The weight of an event depends on how many events came after it, so that one pool can look at
-    the last click alone and another at the whole session.
+    the last click alone and another at the whole session, and on the event itself, so that what
+    lies in the cart can outweigh what was looked at.
     """
 
     def __init__(self, dim: int, length: int, dropouts: Dropouts) -> None:
         super().__init__()
         self._length = length
         self._dropout = dropouts()
-        self._project = tf.keras.layers.Dense(dim)
+        self._salience = tf.keras.layers.Dense(
+            _NUM_POOLS, use_bias=False, kernel_initializer="zeros"
+        )
+        self._project = tf.keras.layers.Dense(dim, kernel_initializer="zeros")
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Create the weights by recency, `[num_pools, length]`, and the gain of each pool."""
@@ -65,7 +73,9 @@ class MeanEncoder(tf.keras.layers.Layer):
         """Encode `[batch, length, dim]`."""
         length = tf.shape(events)[1]
         logits = tf.gather(self._logits, _distances(length), axis=1) + _future(length)
-        pools = tf.einsum("pqk,bkd->bqpd", tf.nn.softmax(logits), events)
+        salience = tf.transpose(self._salience(events), [0, 2, 1])
+        weights = tf.nn.softmax(logits + salience[:, :, tf.newaxis])
+        pools = tf.einsum("bpqk,bkd->bqpd", weights, events)
         kept = tf.einsum("p,bqpd->bqd", self._gain, pools)
         flat = tf.reshape(pools, [-1, length, _NUM_POOLS * events.shape[-1]])
         return kept + self._project(self._dropout(flat, training=training))
@@ -79,7 +89,7 @@ class RecurrentEncoder(tf.keras.layers.Layer):
         self._mean = MeanEncoder(dim, length, dropouts)
         cells = {"gru": tf.keras.layers.GRU, "lstm": tf.keras.layers.LSTM}
         self._cell = cells[kind](dim, return_sequences=True)
-        self._project = tf.keras.layers.Dense(dim)
+        self._project = tf.keras.layers.Dense(dim, kernel_initializer="zeros")
         self._dropouts = [dropouts(), dropouts()]
 
     def call(self, events: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -104,7 +114,8 @@ class AttentionEncoder(tf.keras.layers.Layer):
         self._blocks = [
             _Block(config.num_heads, dim, length, dropouts) for _ in range(config.num_blocks)
         ]
-        self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6)
+        gamma = tf.keras.initializers.Constant(_SMALL)
+        self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, gamma_initializer=gamma)
 
     def call(self, events: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Encode `[batch, length, dim]`."""

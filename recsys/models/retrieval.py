@@ -11,7 +11,7 @@ import tensorflow_recommenders as tfrs
 from recsys.config import TwoTowerConfig
 from recsys.dataset import Corpus
 from recsys.features import FeatureEmbedding, FeatureEncoder
-from recsys.losses import Softmax
+from recsys.losses import Seen, Softmax
 from recsys.models.dropout import Dropouts
 from recsys.models.towers import CandidateTower, ItemEmbedding, QueryTower, Towers
 from recsys.schema import Schema
@@ -48,6 +48,7 @@ class TwoTower(tfrs.Model):
         self._schema = schema
         self._encoder = encoder
         self._config = config
+        self._exclude_seen = exclude_seen
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self._loss = tf.keras.metrics.Mean(name="loss")
         self._corpus = encoder({name: tf.constant(v) for name, v in corpus.features.items()})
@@ -60,7 +61,6 @@ class TwoTower(tfrs.Model):
         labels = np.maximum(corpus.labels[: self._num_warm], 0.5)
         self._label_share = tf.constant(labels / labels.sum(), tf.float32)
         self._full = self._num_warm <= config.loss.full_softmax_up_to
-        self._exclude_seen = exclude_seen
         self._task = Softmax(
             config.loss.temperature, config.loss.num_hard_negatives, config.loss.half_precision
         )
@@ -81,7 +81,9 @@ class TwoTower(tfrs.Model):
 
         embedding, listed = items()
         candidates = listed if config.share_item_embeddings else items()[1]
-        self.query_tower = QueryTower(schema, embedding, listed, config, dropouts)
+        repeats = config.history.repeats and not self._exclude_seen
+        repeats = repeats and len(schema.item_histories) == 1
+        self.query_tower = QueryTower(schema, embedding, listed, config, dropouts, repeats)
         dropout = dropouts(config.candidate_dropout)
         self.candidate_tower = CandidateTower(candidates, config, dropout)
 
@@ -90,8 +92,10 @@ class TwoTower(tfrs.Model):
         """The towers on raw features, to be saved."""
         return Towers(self._schema, self._encoder, self.query_tower, self.candidate_tower)
 
-    def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Embed encoded query features, `[batch, embedding_dim]`."""
+    def call(
+        self, encoded: Mapping[str, tf.Tensor], training: bool = False
+    ) -> dict[str, tf.Tensor]:
+        """Embed encoded query features: what `QueryTower` gives."""
         return self.query_tower(encoded, training=training)
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
@@ -101,13 +105,16 @@ class TwoTower(tfrs.Model):
             rows, labels, log_probability = tf.range(self._num_warm), inputs["row"], None
         else:
             rows, labels, log_probability = self._draw(inputs["row"])
+        seen = None
+        if self._exclude_seen or "repeat" in queries:
+            seen = Seen(self._seen(inputs, rows), queries.get("repeat"))
         return self._task(
-            queries,
+            queries["embedding"],
             self._embed_rows(rows, training),
             labels,
             sample_weight=inputs["weight"],
             log_sampling_probability=log_probability,
-            excluded=self._seen(inputs, rows) if self._exclude_seen else None,
+            seen=seen,
         )
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -126,8 +133,8 @@ class TwoTower(tfrs.Model):
         return [self._loss]
 
     @tf.function(reduce_retracing=True)
-    def embed_queries(self, encoded: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Embed encoded query features as a server would, `[batch, embedding_dim]`."""
+    def embed_queries(self, encoded: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Embed encoded query features as a server would: what `QueryTower` gives."""
         return self.query_tower(encoded, training=False)
 
     def embed_corpus(self) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -11,6 +11,7 @@ from recsys.config import TwoTowerConfig
 from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
 from recsys.models.dropout import Dropouts, StatelessDropout
 from recsys.models.encoders import history_encoder
+from recsys.models.repeats import RepeatScores
 from recsys.schema import Schema
 
 #: What an id that no vocabulary holds is encoded as: the first bucket after 0, a missing value.
@@ -80,6 +81,7 @@ class QueryTower(tf.keras.layers.Layer):
         items: ItemEmbedding,
         config: TwoTowerConfig,
         dropouts: Dropouts,
+        repeats: bool,
     ) -> None:
         super().__init__()
         dim = config.embedding_dim
@@ -94,38 +96,54 @@ class QueryTower(tf.keras.layers.Layer):
         dense = tf.keras.layers.Dense
         self._events = {f.name: dense(dim, use_bias=False) for f in self._other_histories}
         self._encoder = history_encoder(config.history, dim, schema.history_length, dropouts)
+        self._repeats = RepeatScores(schema.history_length) if repeats else None
         self._layers = [dense(units, "gelu") for units in config.hidden]
         if self._others or self._layers:
             self._layers.append(dense(dim))
         self._dropouts = [dropouts() for _ in self._layers]
 
-    def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Embed queries, `[batch, embedding_dim]`.
+    def call(
+        self, encoded: Mapping[str, tf.Tensor], training: bool = False
+    ) -> dict[str, tf.Tensor]:
+        """Embed queries.
 
         Args:
             encoded: query features, `[batch, ...]`. Where queries share histories, histories are
                 `[sequences, length]`, and `sequence` and `known`, int32 `[batch]`, say which
                 history a query has and how many of its events are before the query.
             training: whether to drop units.
-        """
-        has_history = self._item_histories or self._other_histories
-        states = [self._encode(encoded, training)] if has_history else []
-        parts = [*states, *([self._embedding(self._others, encoded)] if self._others else [])]
-        # What is learned of all parts says how the query differs from its history alone.
-        learned = [self._combine(tf.concat(parts, axis=-1), training)] if self._layers else []
-        output = tf.add_n([*states, *learned])
-        return tf.math.l2_normalize(output, axis=-1) if self._normalize else output
 
-    def _combine(self, hidden: tf.Tensor, training: bool) -> tf.Tensor:
+        Returns:
+            `embedding` `[batch, embedding_dim]` and, if the tower has them, `repeat`
+            `[batch, length]`: what is added to the scores of the items in the history.
+        """
+        outputs = {}
+        parts = [self._embedding(self._others, encoded)] if self._others else []
+        states = []
+        if self._item_histories or self._other_histories:
+            events = self._event_vectors(encoded, training)
+            known = encoded.get("known", self._num_events(encoded))
+            sequence = encoded.get("sequence", tf.range(tf.shape(known)[0]))
+            states = [self._state(events, sequence, known, training)]
+            if self._repeats is not None:
+                outputs["repeat"] = self._repeats(events, sequence, known)
+        # What is learned of all parts says how the query differs from its history alone.
+        learned = [self._combine([*states, *parts], training)] if self._layers else []
+        output = tf.add_n([*states, *learned])
+        normal = tf.math.l2_normalize(output, axis=-1) if self._normalize else output
+        return outputs | {"embedding": normal}
+
+    def _combine(self, parts: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
+        hidden = tf.concat(parts, axis=-1)
         for layer, dropout in zip(self._layers, self._dropouts, strict=True):
             hidden = layer(dropout(hidden, training=training))
         return hidden
 
-    def _encode(self, encoded: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
+    def _state(
+        self, events: tf.Tensor, sequence: tf.Tensor, known: tf.Tensor, training: bool
+    ) -> tf.Tensor:
         """State of each query's history, `[batch, embedding_dim]`; zeros for an empty one."""
-        states = self._encoder(self._event_vectors(encoded, training), training=training)
-        known = encoded.get("known", self._num_events(encoded))
-        sequence = encoded.get("sequence", tf.range(tf.shape(known)[0]))
+        states = self._encoder(events, training=training)
         last = tf.maximum(known - 1, 0)
         state = tf.gather_nd(states, tf.stack([sequence, last], axis=1))
         return tf.where(known[:, tf.newaxis] > 0, state, 0.0)
@@ -189,6 +207,7 @@ class Towers(tf.Module):
         self, tower: tf.keras.layers.Layer, inputs: dict[str, tf.TensorSpec]
     ) -> tf.types.experimental.ConcreteFunction:
         def embed(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"embedding": tower(self._encoder(raw))}
+            outputs = tower(self._encoder(raw))
+            return outputs if isinstance(outputs, dict) else {"embedding": outputs}
 
         return tf.function(embed).get_concrete_function(**inputs)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.losses import Softmax
+from recsys.losses import Seen, Softmax
 
 QUERIES = 300  # more than a tile
 
@@ -73,11 +73,36 @@ def test_excluded_candidates_are_no_negatives_but_the_label_stays(batch):
     allowed = tf.logical_not(tf.one_hot((labels + 1) % 9, 9, on_value=True, off_value=False))
     softmax = Softmax(temperature=0.5)
     assert_same(
-        lambda q, c: softmax(q, c, labels, weight, excluded=excluded),
+        lambda q, c: softmax(q, c, labels, weight, seen=Seen(excluded)),
         lambda q, c: plain(q, c, labels, weight, allowed=allowed),
         queries,
         items,
     )
+
+
+def test_scores_of_seen_items_are_added_and_learned(batch):
+    """An item that was seen twice gets both scores; -1 is no item."""
+    queries, items, labels, weight = batch
+    twice = (labels + 1) % 9
+    seen = tf.stack([labels, twice, twice, tf.fill([QUERIES], -1)], axis=1)
+    scores = tf.random.stateless_normal([QUERIES, 4], [1, 2])
+
+    def reference(scores):
+        once = tf.one_hot(labels, 9) * scores[:, :1]
+        both = tf.one_hot(twice, 9) * (scores[:, 1:2] + scores[:, 2:3])
+        return plain(queries, items, labels, weight, bias=(once + both) / 0.5)
+
+    softmax = Softmax(temperature=0.5)
+    results = []
+    for loss in (lambda s: softmax(queries, items, labels, weight, seen=Seen(seen, s)), reference):
+        with tf.GradientTape() as tape:
+            tape.watch(scores)
+            value = loss(scores)
+        results.append((value.numpy(), tape.gradient(value, scores).numpy()))
+    (ours, gradient), (expected, wanted) = results
+    assert ours == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-7)
+    assert not gradient[:, 3].any()
 
 
 def test_only_the_hardest_negatives_count(batch):

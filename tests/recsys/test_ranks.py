@@ -4,7 +4,7 @@ import pytest
 import recsys.ranks
 from recsys.dataset import Interactions
 from recsys.metrics import per_query
-from recsys.ranks import rank_queries
+from recsys.ranks import DotProduct, rank_queries
 
 
 class Fixed:
@@ -133,3 +133,11 @@ def test_the_seed_breaks_ties_alike_for_every_scorer():
     np.testing.assert_array_equal(one, other)
     assert np.any(one != reseeded)
     assert set(one) == set(range(1, 11))
+
+
+def test_scores_of_seen_items_are_added_to_the_dot_products():
+    queries, candidates = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
+    history = np.array([[3, 1, 3], [0, -1, -1]], np.int32)
+    repeat = np.array([[0.5, 0.25, 2.0], [-1.0, 9.0, 9.0]], np.float32)
+    scores = DotProduct(queries, candidates, repeat, history).scores(slice(0, 2))
+    np.testing.assert_allclose(scores, [[1, 0.25, 0, 2.5], [-1, 1, 0, 0]])

@@ -5,11 +5,13 @@ import pytest
 import tensorflow as tf
 
 from recsys import config
-from recsys.dataset import read_corpus
+from recsys.dataset import raw_batches, read_corpus
+from recsys.models.embed import embed, in_batches
 from recsys.schema import Schema
 from serving_export import index
 from serving_export.index import ExactIndex, build
 from serving_export.retriever import Retriever, log_prior
+from serving_export.verify import Expectation
 
 UNKNOWN = "🤷 no such id"
 
@@ -38,6 +40,61 @@ def seen_world(tiny, tmp_path_factory):
         name: SimpleNamespace(signatures=Retriever(towers, search, corpus, data).signatures())
         for name, search in (("exact", ExactIndex(embeddings)), ("tree", tree))
     }
+
+
+class Repeating(tf.Module):
+    """Towers whose queries add to the scores of what they have seen, most to the first event."""
+
+    def __init__(self, towers, length):
+        super().__init__()
+        self.towers = towers
+        names = towers.signatures["embed_query"].structured_input_signature[1]
+        self.signatures = {
+            "embed_candidate": towers.signatures["embed_candidate"],
+            "embed_query": tf.function(self.embed_query).get_concrete_function(**names),
+        }
+        self.length = length
+
+    def embed_query(self, **raw):
+        embedding = self.towers.signatures["embed_query"](**raw)["embedding"]
+        places = tf.range(tf.shape(raw["history"])[1], 0, -1)
+        repeat = tf.ones_like(embedding[:, :1]) * (20.0 * tf.cast(places, tf.float32) - 50.0)
+        return {"embedding": embedding, "repeat": tf.where(raw["history"] == "", 0.0, repeat)}
+
+
+def test_seen_items_get_the_score_that_the_towers_add(tiny, tmp_path):
+    """Also where the index finds them not, once each, and less where the score is negative."""
+    data = tiny.write_data(tmp_path / "data", num_items=400)
+    towers = tf.saved_model.load(str(tiny.write_model(data, tmp_path / "m").directory / "towers"))
+    corpus = read_corpus(data)
+    length = data.features.history_length
+    towers = Repeating(towers, length)
+    queries = next(iter(raw_batches(data, data.test, 40).as_numpy_iterator()))
+    queries = {name: values.copy() for name, values in queries.items()}
+    long = queries["history"][:, 2] != b""
+    queries["history"][long, 2] = queries["history"][long, 0]
+    embedded = embed(towers, "embed_query", in_batches(queries))
+    embeddings = embed(towers, "embed_candidate", in_batches(corpus.features))["embedding"]
+    expected = Expectation(data, corpus, queries, embeddings, embedded).scores()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "_BRUTE_FORCE_BELOW", 10)
+        patch.setattr(index, "_HASHED_BELOW", 20)
+        tree, _ = build(embeddings, embedded["embedding"], config.Index(k=10, min_recall=0.5))
+    plain = Expectation(
+        data, corpus, queries, embeddings, embedded | {"repeat": 0 * embedded["repeat"]}
+    )
+    assert not np.allclose(expected, plain.scores())
+    for search, least in ((ExactIndex(embeddings), 1.0), (tree, 0.7)):
+        made = Retriever(towers, search, corpus, data, embeddings).signatures()["recommend"]
+        request = {name: tf.constant(v) for name, v in queries.items()}
+        answer = made(**request, k=tf.constant(10), exclusions=tf.constant([[""]] * 40))
+        best = -np.sort(-expected, axis=1)[:, :10]
+        found = np.isclose(answer["scores"].numpy(), best, atol=1e-3)
+        assert found.mean() >= least
+        ids = answer["ids"].numpy()
+        assert all(len(set(row)) == 10 for row in ids)
+        top = corpus.item[expected.argmax(axis=1)]
+        assert (ids[:, 0] == top).mean() >= least
 
 
 def test_both_variants_answer_alike(world, tiny):

@@ -32,7 +32,7 @@ def expectation(world, tiny, tmp_path_factory):
         corpus=corpus,
         queries=queries,
         embeddings=embed("embed_candidate", corpus.features),
-        query_embeddings=embed("embed_query", queries),
+        embedded={"embedding": embed("embed_query", queries)},
     )
 
 
@@ -63,7 +63,8 @@ def test_other_answers_than_the_exact_ones_are_refused(expectation, variants, mo
         return answers[0]
 
     monkeypatch.setattr(module, "_ask", ask_once)
-    turned = dataclasses.replace(expectation, query_embeddings=-expectation.query_embeddings)
+    embedded = {"embedding": -expectation.embedded["embedding"]}
+    turned = dataclasses.replace(expectation, embedded=embedded)
     with pytest.raises(ArtifactError, match=r"exact SavedModel.* gives 0\.\d+ of the expected"):
         verify(turned, variants, REPORT, Export())
     monkeypatch.setattr("serving_export.verify._equal", lambda *_: 1.0)

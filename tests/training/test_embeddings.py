@@ -7,6 +7,7 @@ from recsys.dataset import read_corpus
 from training.embeddings import two_tower_scorer
 
 TRAIN = [("u", "b", "a")]
+NONE = np.zeros((3, 0), np.int32)
 TEST = [("u", "c", "ab"), ("v", "a", ""), ("w", "b", "fa")]
 
 
@@ -16,7 +17,7 @@ def data(tiny_data):
 
 
 def test_scores_are_the_dot_products_in_file_order(data, tiny_towers):
-    scores = two_tower_scorer(tiny_towers(), data, read_corpus(data)).scores(slice(0, 3))
+    scores = two_tower_scorer(tiny_towers(), data, read_corpus(data), NONE).scores(slice(0, 3))
     price = np.arange(6, 0, -1) / 100
     np.testing.assert_allclose(scores, [price + np.eye(6)[2], price, price + np.eye(6)[1]])
 
@@ -24,29 +25,29 @@ def test_scores_are_the_dot_products_in_file_order(data, tiny_towers):
 def test_a_savedmodel_of_another_schema_names_the_missing_features(data, tiny_towers):
     towers = tiny_towers(history="basket")
     with pytest.raises(ArtifactError, match=r"embed_query reads features .*\['basket'\].*country"):
-        two_tower_scorer(towers, data, read_corpus(data))
+        two_tower_scorer(towers, data, read_corpus(data), NONE)
 
 
 def test_an_input_of_another_type_is_named(data, tiny_towers):
     towers = tiny_towers(price_dtype=tf.int64)
     with pytest.raises(ArtifactError, match=r"embed_candidate reads 'price' as int64.*float32"):
-        two_tower_scorer(towers, data, read_corpus(data))
+        two_tower_scorer(towers, data, read_corpus(data), NONE)
 
 
 def test_embeddings_that_are_not_finite_are_refused(data, tiny_towers):
     with pytest.raises(ArtifactError, match="3 of 3 embeddings that are not finite"):
-        two_tower_scorer(tiny_towers(broken=True), data, read_corpus(data))
+        two_tower_scorer(tiny_towers(broken=True), data, read_corpus(data), NONE)
 
 
 def test_a_folder_without_savedmodel_is_named(data, tmp_path):
     with pytest.raises(ArtifactError, match="nowhere cannot be loaded as a SavedModel"):
-        two_tower_scorer(tmp_path / "nowhere", data, read_corpus(data))
+        two_tower_scorer(tmp_path / "nowhere", data, read_corpus(data), NONE)
 
 
 def test_a_savedmodel_without_the_signatures_is_named(data, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
     with pytest.raises(ArtifactError, match="no signature 'embed_query'"):
-        two_tower_scorer(tmp_path / "other", data, read_corpus(data))
+        two_tower_scorer(tmp_path / "other", data, read_corpus(data), NONE)
 
 
 def test_a_corrupt_shard_is_named(data, tiny_towers):
@@ -54,4 +55,4 @@ def test_a_corrupt_shard_is_named(data, tiny_towers):
     shard = next((data.directory / "test").iterdir())
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(ArtifactError, match=r"part-00000\.tfrecord is corrupt"):
-        two_tower_scorer(tiny_towers(), data, corpus)
+        two_tower_scorer(tiny_towers(), data, corpus, NONE)

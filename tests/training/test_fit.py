@@ -41,7 +41,9 @@ def test_the_model_learns_what_was_planted(trained, config, prepared):
     queries = read_interactions(prepared, prepared.test, corpus)
     known = [read_sequences(prepared, prepared.train, corpus)]
     scorers = {
-        "towers": two_tower_scorer(model.directory / model.towers, prepared, corpus),
+        "towers": two_tower_scorer(
+            model.directory / model.towers, prepared, corpus, queries.history
+        ),
         "popularity": counting_baseline("popularity", known, queries, len(corpus)),
     }
     hits = {

@@ -22,7 +22,7 @@ def towers(tmp_path):
 
 def test_rows_keep_their_order_over_batches_and_other_features_are_ignored(towers):
     features = {"x": np.arange(1, BATCH + 3, dtype=np.float32), "y": np.zeros(BATCH + 2)}
-    embedded = embed(towers, "embed_query", in_batches(features))
+    embedded = embed(towers, "embed_query", in_batches(features))["embedding"]
     np.testing.assert_allclose(embedded[:, 0], features["x"])
     assert embedded.shape == (BATCH + 2, 2)
 
