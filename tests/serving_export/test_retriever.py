@@ -79,7 +79,7 @@ def test_seen_items_get_the_score_that_the_towers_add(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "_BRUTE_FORCE_BELOW", 10)
         patch.setattr(index, "_HASHED_BELOW", 20)
-        tree, _ = build(embeddings, embedded["embedding"], config.Index(k=10, min_recall=0.5))
+        tree, _ = build(embeddings, embedded["embedding"], config.Index(k=10, min_recall=0.95))
     plain = Expectation(
         data, corpus, queries, embeddings, embedded | {"repeat": 0 * embedded["repeat"]}
     )
