@@ -31,7 +31,7 @@ class Corpus:
         name: readable names, `[num_items]` bytes.
         count: training events, `[num_items]`.
         labels: training examples with this label, `[num_items]`.
-        features: raw candidate features by name, `[num_items]` each.
+        features: raw candidate features by name, `[num_items]` each, vectors `[num_items, dim]`.
     """
 
     item: NDArray[np.object_]
@@ -138,7 +138,7 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
 
 
 def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.data.Dataset:
-    """Batches of raw query features in file order: `{name: [batch] or [batch, length]}`."""
+    """Batches of raw query features in file order: `{name: [batch, *shape]}`."""
     spec = _feature_spec(data.features.query)
     return (
         tf.data.TFRecordDataset(data.files(examples))
@@ -217,9 +217,13 @@ def _feature_spec(features: Sequence[Feature]) -> dict[str, Any]:
         spec[feature.name] = (
             _History(feature.length)
             if feature.is_list
-            else tf.io.FixedLenFeature([], dtype, _MISSING[feature.dtype])
+            else tf.io.FixedLenFeature(feature.shape, dtype, _missing(feature))
         )
     return spec
+
+
+def _missing(feature: Feature) -> Any:
+    return [0.0] * feature.vector_dim if feature.vector_dim else _MISSING[feature.dtype]
 
 
 @dataclass(frozen=True)

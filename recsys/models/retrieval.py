@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -36,7 +36,8 @@ class TwoTower(tfrs.Model):
         super().__init__()
         self._seed = seed
         self._schema = schema
-        self._encoder = encoder
+        # Behind a function: frozen text encoders are no part of a checkpoint.
+        self._encoder: Callable[[], FeatureEncoder] = lambda: encoder
         self._config = config
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self._loss = tf.keras.metrics.Mean(name="loss")
@@ -54,7 +55,7 @@ class TwoTower(tfrs.Model):
     def _build_towers(self) -> None:
         config = self._config
         embedding = FeatureEmbedding(
-            self._schema, self._encoder.vocabulary_sizes(), config.embedding_dim
+            self._schema, self._encoder().vocabulary_sizes(), config.embedding_dim
         )
         # One for each place: equal seeds would drop the same units everywhere.
         dropouts = [
@@ -67,7 +68,7 @@ class TwoTower(tfrs.Model):
     @property
     def towers(self) -> Towers:
         """The towers on raw features, to be saved."""
-        return Towers(self._schema, self._encoder, self.query_tower, self.candidate_tower)
+        return Towers(self._schema, self._encoder(), self.query_tower, self.candidate_tower)
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Embed encoded query features, `[batch, embedding_dim]`."""
