@@ -98,7 +98,9 @@ class PretrainedText(tf.Module):
             )
         inputs = self._model.signatures[found].structured_input_signature[1]
         if [spec.dtype for spec in inputs.values()] != [tf.string]:
-            given = {name: f"{spec.dtype.name} {spec.shape}" for name, spec in sorted(inputs.items())}
+            given = {
+                name: f"{spec.dtype.name} {spec.shape}" for name, spec in sorted(inputs.items())
+            }
             raise ArtifactError(
                 f"{self._where}: signature {found!r} must have one input of strings [batch], "
                 f"it has {given}"

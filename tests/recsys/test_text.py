@@ -156,5 +156,5 @@ def test_what_does_not_fit_is_named(tmp_path, options, message):
 
 
 def test_a_folder_without_savedmodel_is_named(tmp_path):
-    with pytest.raises(ArtifactError, match="'title': encoder .*nowhere cannot be loaded"):
+    with pytest.raises(ArtifactError, match=r"'title': encoder .*nowhere cannot be loaded"):
         PretrainedText(text(encoder=str(tmp_path / "nowhere")))

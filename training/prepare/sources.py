@@ -186,5 +186,6 @@ def refuse_type(key: str, name: str, num_wrong: int, example: str, dim: int | No
     expected = "numbers" if dim is None else f"arrays of {dim} finite numbers"
     raise PrepareError(
         f"{key}: wrong type: expected {expected} in column {name!r}, but {num_wrong} values are "
-        f"none, such as {example!r}; convert it with `derive` or drop such rows with `data.cleaning.drop`"
+        f"none, such as {example!r}; convert it with `derive` or drop such rows with "
+        "`data.cleaning.drop`"
     )

@@ -92,7 +92,9 @@ def test_vector_of_another_length_names_column_item_and_lengths(spark, with_vect
 
 
 def test_vector_column_of_another_type_is_refused(spark, with_vectors):
-    with pytest.raises(ConfigError, match=r"data\.items: expected arrays .* column 'v', found string"):
+    with pytest.raises(
+        ConfigError, match=r"data\.items: expected arrays .* column 'v', found string"
+    ):
         read_tables(spark, with_vectors("title"))
 
 

@@ -109,7 +109,9 @@ VECTOR = Feature(name="v", side="candidate", kind="vector", dim=2)
 
 @pytest.mark.parametrize("element", ["double", "float", "int", "decimal(6,2)"])
 def test_vectors_of_any_number_type(spark, element):
-    frame = spark.sql(f"select cast(v as array<{element}>) v from values (array(1, 2)), (null) t(v)")
+    frame = spark.sql(
+        f"select cast(v as array<{element}>) v from values (array(1, 2)), (null) t(v)"
+    )
     assert values_of(frame, feature_value(frame, VECTOR, "key", "iso")) == [[1.0, 2.0], None]
     assert frame.select(vector(frame, "v", "key")).dtypes[0][1] == "array<float>"
 
