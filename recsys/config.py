@@ -358,8 +358,8 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `a.b=c` overrides, validate.
 
-    Paths of sources are made absolute: relative to the file in the file, to the working directory
-    in overrides.
+    Paths of sources and encoders are made absolute: relative to the file in the file, to the
+    working directory in overrides.
 
     Raises:
         ConfigError: the file is missing or no YAML, a key is unknown, a value does not fit.
@@ -388,12 +388,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def _absolute(tree: Any, base: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"expected a mapping of keys, got {tree!r}")
-    data = tree.get("data")
-    for source in data.values() if isinstance(data, dict) else ():
-        path = source.get("path") if isinstance(source, dict) else None
+    for section, key in _path_keys(tree):
+        path = section.get(key)
         if isinstance(path, str) and not is_uri(path):
-            source["path"] = str((base / path).resolve())
+            section[key] = str((base / path).resolve())
     return tree
+
+
+def _path_keys(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the sections that may hold a path, and its key."""
+    data, features = tree.get("data"), tree.get("features")
+    for source in data.values() if isinstance(data, dict) else ():
+        if isinstance(source, dict):
+            yield source, "path"
+    for feature in features if isinstance(features, list) else ():
+        if isinstance(feature, dict):
+            yield feature, "encoder"
 
 
 def is_uri(path: str) -> bool:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError, Examples, PreparedData, Sequences
-from recsys.schema import MISSING, Feature
+from recsys.schema import Feature, Schema, missing_value
 
 _READ_BATCH = 4096
 #: Batches that are sorted by length together, so that sequences of one batch are about equally
@@ -33,7 +33,7 @@ class Corpus:
         name: readable names, `[num_items]` bytes.
         count: training events, `[num_items]`.
         labels: training examples with this label, `[num_items]`.
-        features: raw candidate features by name, `[num_items]` each.
+        features: raw candidate features by name, `[num_items]` each, vectors `[num_items, dim]`.
     """
 
     item: NDArray[np.object_]
@@ -177,7 +177,7 @@ def _interactions(
 
 
 def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.data.Dataset:
-    """Batches of raw query features in file order: `{name: [batch] or [batch, length]}`."""
+    """Batches of raw query features in file order: `{name: [batch, *shape]}`."""
     spec = _feature_spec(data.features.query)
     return (
         tf.data.TFRecordDataset(data.files(examples))
@@ -228,7 +228,7 @@ def training_batches(
     return (
         tf.data.Dataset.range(epochs.start, epochs.stop)
         .flat_map(one_epoch)
-        .map(lambda rows: _flat_labels(rows, lists), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(lambda rows: _flat_labels(rows, data.features), num_parallel_calls=tf.data.AUTOTUNE)
     )
 
 
@@ -247,13 +247,14 @@ def _batches_by_length(
     return tf.data.Dataset.from_tensor_slices(numbers).map(take)
 
 
-def _flat_labels(rows: dict[str, Any], histories: Sequence[str]) -> dict[str, tf.Tensor]:
+def _flat_labels(rows: dict[str, Any], schema: Schema) -> dict[str, tf.Tensor]:
     sequence = tf.cast(rows["label"].value_rowids(), tf.int32)
-    flat = {
-        name: rows[name].to_tensor("") if name in histories else rows[name].values
-        for name in rows
-        if name != "user"
-    }
+    flat = {name: values.values for name, values in rows.items() if name != "user"}
+    for feature in schema.query:
+        if feature.is_list:
+            flat[feature.name] = rows[feature.name].to_tensor("")
+        elif feature.vector_dim:
+            flat[feature.name] = tf.reshape(flat[feature.name], [-1, feature.vector_dim])
     return flat | {"sequence": sequence, "known": tf.cast(flat["known"], tf.int32)}
 
 
@@ -296,7 +297,7 @@ def _feature_spec(features: Sequence[Feature]) -> dict[str, Any]:
         spec[feature.name] = (
             _History(feature.length)
             if feature.is_list
-            else tf.io.FixedLenFeature([], dtype, MISSING[feature.dtype])
+            else tf.io.FixedLenFeature(feature.shape, dtype, missing_value(feature))
         )
     return spec
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from recsys.artifacts import PreparedData
 from recsys.schema import Feature, Schema
+from recsys.text import PretrainedText, hash_words
 
 #: Ids hold no line break, so this is none.
 _NO_VALUE = "\n"
@@ -27,7 +28,9 @@ class FeatureEncoder(tf.Module):
     |---|---|---|
     | id, category | string `[batch]` | int64 `[batch]`: 0 missing, then OOV buckets, vocabulary |
     | history | string `[batch, length]` | int64 `[batch, length]`, in the vocabulary of `of` |
-    | text | string `[batch]` | int64 `[batch, length]`: 0 padding, then hashed words |
+    | text | string `[batch]` | int64 `[batch, num_grams]`: 0 padding, then hashed n-grams |
+    | text, `encoder` | string `[batch]` | float `[batch, dim of the encoder]`: frozen vectors |
+    | vector | float `[batch, dim]` | the same; 0 for what is not finite |
     | number | float `[batch]` | float `[batch, 2]`: z-score, and 1 when missing |
     | time | int64 `[batch]` | float `[batch, 4]`: sine and cosine of hour of day and day of week |
     """
@@ -45,6 +48,7 @@ class FeatureEncoder(tf.Module):
             )
             for name, file in data.vocabularies.items()
         }
+        self._pretrained = {f.name: PretrainedText(f) for f in self._schema.features if f.encoder}
 
     def vocabulary_sizes(self) -> dict[str, int]:
         """Rows that an embedding table needs, by feature that owns a vocabulary."""
@@ -67,8 +71,12 @@ class FeatureEncoder(tf.Module):
         match feature.kind:
             case "id" | "category" | "history":
                 return self._lookups[feature.of or feature.name](value)
+            case "text" if feature.encoder is None:
+                return hash_words(value, feature)
             case "text":
-                return _hash_words(value, feature)
+                return self._pretrained[feature.name](value)
+            case "vector":
+                return tf.where(tf.math.is_finite(value), value, tf.zeros_like(value))
             case "number":
                 return self._standardise(feature.name, value)
             case "time":
@@ -94,7 +102,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         } | {
             feature.name: _table(feature.name, feature.buckets + 1, feature.dim or dim)
             for feature in schema.features
-            if feature.kind == "text"
+            if feature.is_hashed
         }
 
     def sequence(self, feature: Feature, encoded: tf.Tensor) -> tf.Tensor:
@@ -108,7 +116,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def _vector(self, feature: Feature, encoded: tf.Tensor) -> tf.Tensor:
         if feature.has_vocabulary:
             return self._tables[feature.name](encoded)
-        if feature.kind == "text":
+        if feature.is_hashed:
             return masked_mean(self._tables[feature.name](encoded), encoded > 0)
         return encoded
 
@@ -122,24 +130,15 @@ def masked_mean(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def raw_signature(features: Sequence[Feature]) -> dict[str, tf.TensorSpec]:
-    """Specs of raw inputs, by name: string, float32 or int64 `[None]`, histories `[None, None]`."""
+    """Specs of raw inputs by name: string, float32 or int64 `[None]` and the shape of a value."""
     dtypes = {"string": tf.string, "float": tf.float32, "int64": tf.int64}
-    return {
-        f.name: tf.TensorSpec([None, None] if f.is_list else [None], dtypes[f.dtype], f.name)
-        for f in features
-    }
+    return {f.name: tf.TensorSpec([None, *f.shape], dtypes[f.dtype], f.name) for f in features}
 
 
 def _table(name: str, rows: int, dim: int) -> tf.keras.layers.Embedding:
     # Rows of about unit length keep cosine gradients at the scale of the learning rate.
     initializer = tf.keras.initializers.RandomNormal(stddev=1 / math.sqrt(dim))
     return tf.keras.layers.Embedding(rows, dim, embeddings_initializer=initializer, name=name)
-
-
-def _hash_words(value: tf.Tensor, feature: Feature) -> tf.Tensor:
-    words = tf.strings.split(tf.strings.lower(value, encoding="utf-8"))[:, : feature.length]
-    hashed = tf.strings.to_hash_bucket_fast(words, feature.buckets) + 1
-    return hashed.to_tensor(0, shape=[None, feature.length])
 
 
 def _cyclic(microseconds: tf.Tensor) -> tf.Tensor:

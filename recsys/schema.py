@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Side = Literal["query", "context", "candidate"]
-Kind = Literal["id", "category", "number", "text", "time", "history"]
+Kind = Literal["id", "category", "number", "text", "time", "history", "vector"]
 Table = Literal["events", "items", "users"]
 
 #: Fields of a training example and of a corpus record that no feature may be called.
 RESERVED = frozenset(
     {"label", "weight", "user", "time", "exclusions", "item", "name", "count", "labels", "k"}
 )
-
-#: What stands for a missing value of each dtype in records and requests.
-MISSING: dict[str, str | float | int] = {"string": "", "float": float("nan"), "int64": -1}
 
 
 class Vocabulary(BaseModel):
@@ -38,7 +36,8 @@ class Feature(BaseModel):
     `query` features are known from the last event before the label (or from the user table),
     `context` features are those of the request itself, `candidate` features describe the item.
     A `history` is the list of the past values of the feature named by `of`, oldest first, and
-    shares its vocabulary and embedding table.
+    shares its vocabulary and embedding table. A `text` is hashed words, whose embeddings are
+    learned, or the frozen vector of a pretrained `encoder`; a `vector` is a column of arrays.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +53,13 @@ class Feature(BaseModel):
     length: int = Field(20, ge=1, description="most recent values kept (history), words (text)")
     vocabulary: Vocabulary = Vocabulary()
     buckets: int = Field(10_000, ge=1, description="hash buckets of the words of a text")
-    dim: int | None = Field(None, ge=1, description="embedding size; the model's when empty")
+    ngrams: int = Field(1, ge=1, le=5, description="longest word n-gram of a text that is hashed")
+    encoder: str | None = Field(
+        None, description="pretrained SavedModel from text to vector; relative to the YAML file"
+    )
+    dim: int | None = Field(
+        None, ge=1, description="embedding size, the model's when empty; numbers in a vector"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
@@ -64,7 +69,18 @@ class Feature(BaseModel):
             raise ValueError("`of` names the feature a history lists: kind history, and only it")
         if self.kind == "history" and self.side != "query":
             raise ValueError("a history belongs to side query")
+        self._check_content()
         return self
+
+    def _check_content(self) -> None:
+        if self.kind == "vector" and self.dim is None:
+            raise ValueError("a vector needs `dim`, how many numbers it has")
+        if self.encoder is not None and self.kind != "text":
+            raise ValueError("`encoder` belongs to kind text")
+        if self.encoder is not None and self.dim is not None:
+            raise ValueError("an `encoder` brings its own `dim`: remove it")
+        if self.ngrams > 1 and not self.is_hashed:
+            raise ValueError("`ngrams` belongs to kind text without `encoder`")
 
     @property
     def source_column(self) -> str:
@@ -74,19 +90,44 @@ class Feature(BaseModel):
     @property
     def dtype(self) -> Literal["string", "float", "int64"]:
         """Type of the raw value in records and signatures (a time is microseconds since 1970)."""
-        if self.kind == "number":
+        if self.kind in ("number", "vector"):
             return "float"
         return "int64" if self.kind == "time" else "string"
 
     @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Shape of one raw value: `()`, `(None,)` of a history, `(dim,)` of a vector."""
+        if self.vector_dim:
+            return (self.vector_dim,)
+        return (None,) if self.is_list else ()
+
+    @property
+    def vector_dim(self) -> int | None:
+        """Numbers in a raw value, None where it is no vector."""
+        return self.dim if self.kind == "vector" else None
+
+    @property
     def is_list(self) -> bool:
-        """Whether the raw value has shape `[batch, None]` instead of `[batch]`."""
+        """Whether the raw value is a list of any length."""
         return self.kind == "history"
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the value is a text whose words are hashed and learned."""
+        return self.kind == "text" and self.encoder is None
 
     @property
     def has_vocabulary(self) -> bool:
         """Whether the values are looked up in a vocabulary of their own."""
         return self.kind in ("id", "category")
+
+
+def missing_value(feature: Feature) -> str | float | int | list[float]:
+    """What stands for a missing value in records and requests."""
+    if feature.vector_dim:
+        return [0.0] * feature.vector_dim
+    missing: dict[str, str | float | int] = {"string": "", "float": math.nan, "int64": -1}
+    return missing[feature.dtype]
 
 
 class Schema(BaseModel):

@@ -46,7 +46,8 @@ class Recommender(mlflow.pyfunc.PythonModel):
         Args:
             context: not used.
             model_input: columns by feature name, and `exclusions` (lists of item ids). Absent
-                columns and missing values stand for "unknown": "", NaN, -1, an empty list.
+                columns and missing values stand for "unknown": "", NaN, -1, an empty list, a
+                vector of zeros.
             params: `k`, the number of items wanted.
 
         Returns:
@@ -82,8 +83,10 @@ class Recommender(mlflow.pyfunc.PythonModel):
 
 
 def _column(frame: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """One input as an array, `[rows]` or `[rows, longest list]`, missing values filled."""
+    """One input as an array, `[rows]` or `[rows, length]`, missing values filled."""
     cells = frame[name] if name in frame else pd.Series([None] * len(frame))
+    if len(spec["shape"]) > 1 and spec["dtype"] == "float32":
+        return _vectors(cells, name, int(spec["shape"][1]))
     if len(spec["shape"]) > 1:
         return _padded([_items(cell) for cell in cells])
     if spec["dtype"] == "float32":
@@ -91,6 +94,20 @@ def _column(frame: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> np.ndarr
     if spec["dtype"] == "int64":
         return pd.to_numeric(cells).fillna(-1).to_numpy(np.int64)
     return np.array(["" if pd.isna(cell) else _text(cell) for cell in cells], object)
+
+
+def _vectors(cells: Any, name: str, dim: int) -> np.ndarray[Any, Any]:
+    """Lists of `dim` numbers as `[rows, dim]`; a missing one is zeros."""
+    vectors = np.zeros([len(cells), dim], np.float32)
+    for row, (index, cell) in enumerate(cells.items()):
+        if cell is None or isinstance(cell, float):
+            continue
+        if len(cell) != dim:
+            raise ValueError(
+                f"column {name!r}, row {index!r}: expected {dim} numbers, found {len(cell)}"
+            )
+        vectors[row] = cell
+    return vectors
 
 
 def _items(cell: Any) -> list[str | bytes]:

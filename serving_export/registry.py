@@ -299,13 +299,16 @@ def _signature(schema: Schema) -> ModelSignature:
 
 def _column_type(feature: Feature) -> Any:
     column_type = _COLUMN_TYPES[feature.dtype]
-    return Array(column_type) if feature.is_list else column_type
+    return Array(column_type) if feature.shape else column_type
 
 
 def _example(schema: Schema) -> pd.DataFrame:
     """A query of which nothing is known."""
     unknown: dict[str, Any] = {"string": "", "float": 0.0, "int64": -1}
-    row = {f.name: [[""]] if f.is_list else [unknown[f.dtype]] for f in schema.query}
+    row = {
+        f.name: [[unknown[f.dtype]] * (f.shape[0] or 1)] if f.shape else [unknown[f.dtype]]
+        for f in schema.query
+    }
     return pd.DataFrame(row | {"exclusions": [[""]]})
 
 

@@ -45,10 +45,11 @@ class Retriever(tf.Module):
     Signatures (`N` candidates):
 
     - `recommend`, also `serving_default`: the query and context features by name, string, float32
-      or int64 `[batch]`, a history string `[batch, any]` oldest first padded with ""; `k` int32
-      `[]`; `exclusions` string `[batch, any]`, ids not to return, padded with "". Gives `ids`
-      string and `scores` float32, `[batch, min(k, N)]`, best first; where fewer than k candidates
-      are left, id "" and score -inf at the end.
+      or int64 `[batch]`, a history string `[batch, any]` oldest first padded with "", a vector
+      float32 `[batch, dim]`, zeros when missing; `k` int32 `[]`; `exclusions` string
+      `[batch, any]`, ids not to return, padded with "". Gives `ids` string and `scores` float32,
+      `[batch, min(k, N)]`, best first; where fewer than k candidates are left, id "" and score
+      -inf at the end.
     - `embed_query`, `embed_candidate`: raw features to `embedding` float32 `[batch, dim]`.
 
     Unknown ids and empty histories are no errors. A query is cold when the schema has item

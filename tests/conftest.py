@@ -76,6 +76,42 @@ def config(clicks_config: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
+def save_encoder() -> "Callable[..., Path]":  # noqa: F821
+    """Save a pretrained text encoder: the mean of word vectors, its words an asset beside them."""
+    import tensorflow as tf
+
+    class WordVectors(tf.Module):
+        def __init__(self, file: Path, vectors: "NDArray[np.float32]") -> None:  # noqa: F821
+            super().__init__()
+            lookup = tf.lookup.TextFileIndex
+            self._table = tf.lookup.StaticHashTable(
+                tf.lookup.TextFileInitializer(
+                    str(file), tf.string, lookup.WHOLE_LINE, tf.int64, lookup.LINE_NUMBER
+                ),
+                default_value=len(vectors),
+            )
+            # Unknown words share the last row; a text without words gets it too.
+            self._vectors = tf.Variable(tf.pad(vectors, [[0, 1], [0, 0]], constant_values=9.0))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def __call__(self, texts: tf.Tensor) -> tf.Tensor:
+            words = tf.strings.split(tf.strings.join([texts, " ."])).to_tensor(".")
+            found = self._table.lookup(words)
+            known = tf.cast(found < tf.shape(self._vectors, tf.int64)[0] - 1, tf.float32)
+            total = tf.einsum("bl,bld->bd", known, tf.gather(self._vectors, found))
+            return total / tf.maximum(tf.reduce_sum(known, axis=1, keepdims=True), 1.0)
+
+    def save(folder: Path, words: list[str], vectors: "NDArray[np.float32]") -> Path:  # noqa: F821
+        file = folder.with_suffix(".txt")
+        file.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+        tf.saved_model.save(WordVectors(file, vectors), str(folder))
+        file.unlink()
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def spark() -> Iterator["SparkSession"]:  # noqa: F821
     from recsys.config import Cluster
     from training.session import spark_session

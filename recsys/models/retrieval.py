@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -46,7 +46,8 @@ class TwoTower(tfrs.Model):
         super().__init__()
         self._seed = seed
         self._schema = schema
-        self._encoder = encoder
+        # Behind a function: frozen text encoders are no part of a checkpoint.
+        self._encoder: Callable[[], FeatureEncoder] = lambda: encoder
         self._config = config
         self._exclude_seen = exclude_seen
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
@@ -74,7 +75,7 @@ class TwoTower(tfrs.Model):
         }
 
         def items() -> tuple[FeatureEmbedding, ItemEmbedding]:
-            sizes = self._encoder.vocabulary_sizes()
+            sizes = self._encoder().vocabulary_sizes()
             embedding = FeatureEmbedding(schema, sizes, config.embedding_dim)
             dropped = dropouts(config.id_dropout)
             return embedding, ItemEmbedding(schema, embedding, config.embedding_dim, known, dropped)
@@ -90,7 +91,7 @@ class TwoTower(tfrs.Model):
     @property
     def towers(self) -> Towers:
         """The towers on raw features, to be saved."""
-        return Towers(self._schema, self._encoder, self.query_tower, self.candidate_tower)
+        return Towers(self._schema, self._encoder(), self.query_tower, self.candidate_tower)
 
     def call(
         self, encoded: Mapping[str, tf.Tensor], training: bool = False

@@ -101,6 +101,13 @@ def test_uris_are_left_to_spark(minimal):
         assert load_config(minimal, [f"data.events.path='{uri}'"]).data.events.path == uri
 
 
+def test_encoders_are_relative_to_the_file_too(minimal, tmp_path):
+    title = "  - {name: title, side: candidate, kind: text, encoder: %s}\nregistry:"
+    for given, expected in (("enc", str(tmp_path / "enc")), ("'gs://b/enc'", "gs://b/enc")):
+        minimal.write_text(MINIMAL.replace("registry:", title % given))
+        assert load_config(minimal).schema_["title"].encoder == expected
+
+
 def test_missing_key_is_named(minimal):
     minimal.write_text(MINIMAL.replace("registry: {model: shop}", ""))
     with pytest.raises(ConfigError, match=r"registry: missing; it is required"):

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from recsys.features import FeatureEmbedding, FeatureEncoder, masked_mean, raw_signature
+from recsys.schema import Feature, Schema
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,15 @@ def test_text_hashes_words_of_any_script_without_case(encoder):
     assert coded[1].tolist() == [0, 0, 0, 0]
     assert (coded[2] > 0).all()
     assert coded.max() <= 50
+
+
+def test_vectors_pass_and_what_is_not_finite_is_zero(prepared):
+    vector = Feature(name="v", side="candidate", kind="vector", dim=2)
+    schema = Schema(features=(*prepared.features.features, vector))
+    encoder = FeatureEncoder(prepared.model_copy(update={"features": schema}))
+    coded = encode(encoder, v=tf.constant([[1.0, -2.0], [np.nan, np.inf]]))["v"]
+    assert coded.tolist() == [[1, -2], [0, 0]]
+    assert raw_signature([vector])["v"].shape.as_list() == [None, 2]
 
 
 def test_unknown_keys_pass_through(encoder):

@@ -54,6 +54,11 @@ def test_inconsistent_schemas_are_refused(features, message):
         ({"name": "h", "side": "query", "kind": "history"}, "`of` names the feature"),
         ({"name": "h", "side": "context", "kind": "history", "of": "x"}, "belongs to side query"),
         ({"name": "a b", "side": "query", "kind": "number"}, "pattern"),
+        ({"name": "v", "side": "query", "kind": "vector"}, "a vector needs `dim`"),
+        ({"name": "c", "side": "query", "kind": "id", "encoder": "e"}, "belongs to kind text"),
+        ({"name": "t", "side": "query", "kind": "text", "encoder": "e", "dim": 4}, "its own `dim`"),
+        ({"name": "t", "side": "query", "kind": "text", "encoder": "e", "ngrams": 2}, "`ngrams`"),
+        ({"name": "n", "side": "query", "kind": "number", "ngrams": 2}, "`ngrams` belongs to kind"),
     ],
 )
 def test_impossible_features_are_refused(fields, message):
@@ -67,6 +72,13 @@ def test_raw_types():
         feature = Feature.model_validate({"name": "x", "side": "candidate", "kind": kind})
         assert (feature.dtype, feature.is_list) == (dtype, False)
     assert (HISTORY.dtype, HISTORY.is_list) == ("string", True)
+
+
+def test_shapes_of_raw_values():
+    vector = Feature(name="v", side="query", kind="vector", dim=3)
+    price = Feature(name="p", side="query", kind="number", dim=3)
+    assert [f.shape for f in (vector, HISTORY, ITEM, price)] == [(3,), (None,), (), ()]
+    assert (vector.dtype, vector.vector_dim, price.vector_dim) == ("float", 3, None)
 
 
 def test_a_missing_feature_names_those_there_are():

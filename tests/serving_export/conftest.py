@@ -36,6 +36,7 @@ FEATURES = (
     Feature(name="country", side="context", kind="category"),
     Feature(name="basket", side="query", kind="number"),
     Feature(name="clicked_at", side="query", kind="time", column="time"),
+    Feature(name="taste", side="query", kind="vector", dim=3),
     Feature(name="item_id", side="candidate", kind="id", column="item"),
     Feature(name="price", side="candidate", kind="number"),
 )
@@ -121,7 +122,8 @@ class Towers(tf.Module):
         total = tf.reduce_sum(self.vector("item_id", raw["history"]) * present, axis=1)
         basket = tf.where(tf.math.is_nan(raw["basket"]), 0.0, raw["basket"])
         total += self.vector("member", raw["member"]) + self.vector("country", raw["country"])
-        return {"embedding": total + 0.01 * basket[:, tf.newaxis]}
+        taste = tf.pad(raw["taste"], [[0, 0], [0, DIM - 3]])
+        return {"embedding": total + 0.01 * basket[:, tf.newaxis] + taste}
 
     def embed_candidate(self, **raw):
         return {"embedding": self.vector("item_id", raw["item_id"]) + 0.1 * raw["price"][:, None]}
@@ -159,6 +161,7 @@ def write_data(directory: Path, num_items: int = NUM_ITEMS, exclude_seen: bool =
                 "country": ["dk", "de", "fr"][n % 3],
                 "basket": float(n),
             }
+            | ({"taste": [0.5, -1.0, float(n % 5)]} if n % 4 else {})
             for n in range(40)
         ],
     )
@@ -210,7 +213,7 @@ def write_model(data: PreparedData, directory: Path, seed: int = 3) -> TrainedMo
     ).save()
 
 
-def ask(model, histories, k=5, exclusions=None, member=None, basket=None):
+def ask(model, histories, k=5, exclusions=None, member=None, basket=None, taste=None):
     """Call `recommend` with the histories given; every other feature is missing."""
     batch = len(histories)
     width = max([len(h) for h in histories], default=0)
@@ -222,6 +225,7 @@ def ask(model, histories, k=5, exclusions=None, member=None, basket=None):
         country=tf.constant([""] * batch, tf.string),
         basket=tf.constant(basket or [float("nan")] * batch, tf.float32),
         clicked_at=tf.constant([-1] * batch, tf.int64),
+        taste=tf.constant(taste or [[0.0] * 3] * batch, tf.float32, [batch, 3]),
         k=tf.constant(k),
         exclusions=_dense(exclusions, most),
     )

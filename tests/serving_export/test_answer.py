@@ -16,6 +16,7 @@ def test_answers_from_anywhere_without_the_package(world, tiny, tmp_path):
         "country": np.array([b"dk"] * 3),
         "basket": np.full(3, np.nan, np.float32),
         "clicked_at": np.full(3, -1, np.int64),
+        "taste": np.zeros([3, 3], np.float32),
         "exclusions": np.zeros([3, 0], bytes),
         "k": np.int32(4),
     }

@@ -22,6 +22,7 @@ def users(tiny, tmp_path_factory):
             "history": [tiny.item(n), tiny.item(n + 1)] if n % 3 else [],
             "member": f"user {n}",
             "basket": float(n) if n % 2 else None,
+            "taste": [0.5, float(n), -1.0] if n % 4 else None,
             "exclusions": [tiny.item(0)],
         }
         for n in range(30)
@@ -56,6 +57,7 @@ def test_every_user_gets_what_the_saved_model_answers(spark, users, config, worl
         exclusions=[row["exclusions"] for row in rows],
         member=[row["member"] for row in rows],
         basket=[float("nan") if row["basket"] is None else row["basket"] for row in rows],
+        taste=[row["taste"] or [0.0] * 3 for row in rows],
     )
     names = [row["user"] for row in rows]
     assert [frame.loc[name, "items"].tolist() for name in names] == ids

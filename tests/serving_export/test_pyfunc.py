@@ -44,7 +44,7 @@ def test_absent_columns_and_missing_cells_mean_unknown(loaded, tiny):
     popular = [tiny.item(n) for n in range(3)]
     frames = [
         pd.DataFrame({"history": [None], "member": [None], "basket": [None]}),
-        pd.DataFrame({"history": [np.array([], object)], "basket": [np.nan]}),
+        pd.DataFrame({"history": [np.array([], object)], "basket": [np.nan], "taste": [None]}),
         pd.DataFrame({"member": [""], "exclusions": [None]}),
     ]
     answers = [loaded.predict(frame, params={"k": 3}) for frame in frames]
@@ -72,6 +72,26 @@ def test_many_rows_and_none(loaded, tiny):
 def test_signature_refuses_a_column_of_another_type(loaded):
     with pytest.raises(mlflow.exceptions.MlflowException, match="member"):
         loaded.predict(pd.DataFrame({"member": [1.5]}))
+
+
+def test_a_column_of_lists_is_a_vector(loaded, world, tiny):
+    tastes = [[3.0, 0.0, -1.0], [0.0, 4.0, 0.5], None]
+    ids, scores = tiny.ask(
+        world.models["exact"], [[tiny.item(9)]] * 3, k=4, taste=[t or [0.0] * 3 for t in tastes]
+    )
+    histories = [[tiny.item(9)]] * 3
+    for cells in (tastes, [None if t is None else np.array(t) for t in tastes]):
+        frame = pd.DataFrame({"history": histories, "taste": cells})
+        answer = loaded.predict(frame, params={"k": 4})
+        assert answer["ids"].tolist() == ids
+        np.testing.assert_allclose(np.array(answer["scores"].tolist()), scores, atol=1e-5)
+    assert len({tuple(row) for row in ids}) == 3
+
+
+def test_a_vector_of_another_length_is_named(loaded, tiny):
+    frame = pd.DataFrame({"taste": [[1.0, 2.0, 3.0], [1.0, 2.0]]}, index=["a", "b"])
+    with pytest.raises(ValueError, match="column 'taste', row 'b': expected 3 numbers, found 2"):
+        loaded.predict(frame)
 
 
 def test_exact_variant_stands_in_for_missing_ops(loaded, tiny, monkeypatch, caplog):

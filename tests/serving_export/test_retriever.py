@@ -253,6 +253,7 @@ def test_schema_without_users_and_histories_is_never_cold(tiny, tmp_path):
         country=tf.constant([UNKNOWN]),
         basket=tf.constant([float("nan")]),
         clicked_at=tf.constant([-1], tf.int64),
+        taste=tf.zeros([1, 3]),
         k=tf.constant(1),
         exclusions=tf.zeros([1, 0], tf.string),
     )

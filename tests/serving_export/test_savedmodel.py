@@ -57,6 +57,9 @@ def test_contract_travels_with_the_variant_and_is_what_it_answers(world, variant
     assert contract["signatures"]["recommend"]["inputs"]["history"] == {
         "dtype": "string", "shape": [None, None],
     }  # fmt: skip
+    assert contract["signatures"]["embed_query"]["inputs"]["taste"] == {
+        "dtype": "float32", "shape": [None, 3],
+    }  # fmt: skip
 
 
 def test_exact_variant_has_stock_ops_only(world):

@@ -47,7 +47,7 @@ def check_columns(config: RunConfig) -> None:
 
     Raises:
         ConfigError: a path does not exist, or a column does not; the message names key, file,
-            column and the nearest valid name.
+            column and the nearest valid name. Or an `encoder` is no SavedModel.
     """
     known = {}
     for table, source in sources_of(config.data).items():
@@ -56,6 +56,19 @@ def check_columns(config: RunConfig) -> None:
             names = (*found.names, *(n for n in source.derive if n not in found.names))
             known[table] = Columns(names, found.where, found.complete)
     verify(config, known)
+    _check_encoders(config)
+
+
+def _check_encoders(config: RunConfig) -> None:
+    for index, feature in enumerate(config.features):
+        path = feature.encoder
+        if path is None or is_uri(path) or (Path(path) / "saved_model.pb").is_file():
+            continue
+        found = "a folder without it" if Path(path).is_dir() else "no such folder"
+        raise ConfigError(
+            f"features.{index}.encoder: feature {feature.name!r} expects a SavedModel, a folder "
+            f"with saved_model.pb (as TF Hub's archives unpack to), at {path}, found {found}"
+        )
 
 
 def sources_of(data: Data) -> dict[str, Source]:
@@ -133,6 +146,11 @@ def _verify_feature(key: str, feature: Feature, data: Data, known: Mapping[str, 
             f"but data.{feature.table} is not set"
         )
     if feature.table in (None, "events") and _is_role(feature.source_column, data):
+        if feature.kind == "vector":
+            raise ConfigError(
+                f"{key}.column: feature {feature.name!r} of kind vector needs a column of arrays, "
+                f"found the role {feature.source_column!r}"
+            )
         return
     tables = (feature.table,) if feature.table else allowed
     _require_any(f"{key}.column", feature.source_column, tables, data, known)

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from recsys.schema import Schema
 from training.prepare.columns import Home
-from training.prepare.values import SPARK_TYPES
+from training.prepare.values import spark_type
 
 
 def build_corpus(
@@ -51,10 +51,7 @@ def build_corpus(
         "item",
         F.coalesce(name, "item").alias("name"),
         *(F.coalesce(n, F.lit(0).cast("bigint")).alias(n) for n in ("count", *labels.values())),
-        *(
-            F.col(f"f_{f.name}").cast(SPARK_TYPES[f.dtype]).alias(f"f_{f.name}")
-            for f in schema.candidate
-        ),
+        *(F.col(f"f_{f.name}").cast(spark_type(f)).alias(f"f_{f.name}") for f in schema.candidate),
     )
 
 

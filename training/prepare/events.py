@@ -23,14 +23,15 @@ from training.prepare.errors import PrepareError
 from training.prepare.sources import Tables, refuse_type
 from training.prepare.values import (
     LINE_BREAK,
-    SPARK_TYPES,
     column,
     feature_value,
     identifier,
     microseconds,
     not_a_number,
     number,
+    spark_type,
     to_microseconds,
+    wrong_value,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,15 @@ class Cleaned:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """A column whose values must be of a kind: `wrong` is the text of one that is not."""
+    """A column whose values must be of a kind: `wrong` is the text of one that is not.
+
+    `dim` is the size of the vectors that are expected, None where it is something else.
+    """
 
     key: str
     column: str
     wrong: Column
+    dim: int | None = None
 
 
 def clean_events(tables: Tables, config: RunConfig) -> Cleaned:
@@ -152,7 +157,7 @@ def _event_features(tables: Tables, config: RunConfig) -> Iterator[Feature]:
 def _feature(tables: Tables, feature: Feature, data: Data, role: dict[str, Column]) -> Column:
     if tables.homes[feature.name] == "role":
         value = role["at" if feature.source_column == "time" else feature.source_column]
-        return value.cast(SPARK_TYPES[feature.dtype])
+        return value.cast(spark_type(feature))
     key = f"feature {feature.name!r}"
     return feature_value(tables.events, feature, key, data.events.time_format)
 
@@ -210,13 +215,21 @@ def _checks(tables: Tables, config: RunConfig) -> Iterator[_Check]:
     for index, name in enumerate(config.data.events.columns.order):
         yield _Check(f"data.events.columns.order.{index}", name, not_a_number(name))
     for feature in config.features:
-        if feature.kind == "number" and tables.homes[feature.name] == "events":
-            name = feature.source_column
-            yield _Check(f"feature {feature.name!r}", name, not_a_number(name))
+        if tables.homes.get(feature.name) == "events":
+            wrong = wrong_value(feature, _owner(tables, config.data))
+            if wrong is not None:
+                key = f"feature {feature.name!r}"
+                yield _Check(key, feature.source_column, wrong, feature.vector_dim)
     if config.data.split.kind == "given":
         name = config.data.split.column
         value = F.coalesce(column(name).cast("string"), F.lit("null"))
         yield _Check("data.split.column", name, F.when(~value.isin(*_WINDOWS), value))
+
+
+def _owner(tables: Tables, data: Data) -> Column:
+    values = _role_values(tables, data)
+    user, item = (F.coalesce(values[role], F.lit("null")) for role in ("user", "item"))
+    return F.concat(F.lit("item "), item, F.lit(" of user "), user)
 
 
 def _counts(checks: list[_Check]) -> Iterator[Column]:
@@ -237,7 +250,7 @@ def _refuse_wrong(checks: list[_Check], kept: Row) -> None:
                 f"but {num_wrong} events have something else, such as {example!r}"
             )
         if num_wrong:
-            refuse_type(check.key, check.column, num_wrong, example)
+            refuse_type(check.key, check.column, num_wrong, example, check.dim)
 
 
 def _report(found: dict[str | None, Row], data: Data) -> dict[str, int]:

@@ -14,7 +14,7 @@ from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
 from training.prepare.columns import Home
 from training.prepare.split import SEES, STAGES
-from training.prepare.values import SPARK_TYPES
+from training.prepare.values import spark_type
 
 #: Columns of an event that its label keeps.
 _OWN = ("position", "at", "order", "window", "item", "weight", "warm")
@@ -161,7 +161,7 @@ class _Known:
         own = feature.side == "context" or homes[feature.name] == "users"
         is_user = homes[feature.name] == "role" and feature.source_column == "user"
         event = self._event if own or is_user else self._past(self._earlier - 1)
-        return event[f"f_{feature.name}"].cast(SPARK_TYPES[feature.dtype])
+        return event[f"f_{feature.name}"].cast(spark_type(feature))
 
     def evidence(self, length: int) -> tuple[Column, Column]:
         """Return the time of the latest event used, and the highest stage of one."""

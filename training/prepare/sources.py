@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyspark.errors import AnalysisException, ParseException, PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recsys.artifacts import SourceVersion
@@ -17,7 +17,7 @@ from recsys.config import ConfigError, RunConfig, Source
 from recsys.schema import Feature, Schema
 from training.prepare.columns import Columns, Home, home_of, sources_of, verify
 from training.prepare.errors import PrepareError
-from training.prepare.values import feature_value, identifier, not_a_number
+from training.prepare.values import feature_value, identifier, wrong_value
 
 logger = logging.getLogger(__name__)
 
@@ -126,19 +126,20 @@ def _entities(
     source = sources_of(config.data)[table]
     key, role = ("item", "items") if table == "items" else ("user", "users")
     features = [feature for feature in config.features if homes.get(feature.name) == role]
-    count = _check_numbers(f"data.{table}", frame, features)
+    own = identifier(frame, getattr(source, "key"), f"data.{table}.key")  # noqa: B009
+    values = [
+        feature_value(frame, feature, f"data.{table}", "iso").alias(f"f_{feature.name}")
+        for feature in features
+    ]
+    owner = F.concat(F.lit(f"{key} "), F.coalesce(own, F.lit("null")))
+    count = _check_values(f"data.{table}", frame, features, owner)
     if count == 0:
         raise PrepareError(f"data.{table}: {_uri(source)} is empty; expected a row per {key}")
     names = [F.lit(None).cast("string").alias("name")] if table == "items" else []
     wanted = config.data.item_name
     if names and wanted is not None and wanted in Columns(tuple(frame.columns), ""):
         names = [identifier(frame, wanted, "data.item_name").alias("name")]
-    values = [
-        feature_value(frame, feature, f"data.{table}", "iso").alias(f"f_{feature.name}")
-        for feature in features
-    ]
-    own = identifier(frame, getattr(source, "key"), f"data.{table}.key").alias(key)  # noqa: B009
-    rows = frame.select(own, *names, *values).filter(F.col(key).isNotNull())
+    rows = frame.select(own.alias(key), *names, *values).filter(F.col(key).isNotNull())
     others = [name for name in rows.columns if name != key]
     if not others:
         return rows.distinct(), count
@@ -147,19 +148,15 @@ def _entities(
     return one.select(key, *(F.col("row")[name].alias(name) for name in others)), count
 
 
-def _check_numbers(key: str, frame: DataFrame, features: list[Feature]) -> int:
-    """Return the number of rows; refuse numbers that are none."""
-    numbers = [feature for feature in features if feature.kind == "number"]
-    checks = [F.count(F.lit(1))]
-    for feature in numbers:
-        wrong = not_a_number(feature.source_column)
-        checks += [F.count(wrong), F.min(wrong)]
-    found = list(frame.agg(*checks).first())
-    for feature, num_wrong, example in zip(numbers, found[1::2], found[2::2], strict=True):
+def _check_values(key: str, frame: DataFrame, features: list[Feature], owner: Column) -> int:
+    """Return the number of rows; refuse numbers and vectors that are none."""
+    wrong = [(f, text) for f in features if (text := wrong_value(f, owner)) is not None]
+    counts = [count for _, text in wrong for count in (F.count(text), F.min(text))]
+    found = list(frame.agg(F.count(F.lit(1)), *counts).first())
+    for (feature, _), num_wrong, example in zip(wrong, found[1::2], found[2::2], strict=True):
         if num_wrong:
-            refuse_type(
-                f"{key}, feature {feature.name!r}", feature.source_column, num_wrong, example
-            )
+            where = f"{key}, feature {feature.name!r}"
+            refuse_type(where, feature.source_column, num_wrong, example, feature.vector_dim)
     return int(found[0])
 
 
@@ -180,13 +177,15 @@ def attach_features(events: DataFrame, tables: Tables, schema: Schema) -> DataFr
     return events
 
 
-def refuse_type(key: str, name: str, num_wrong: int, example: str) -> None:
-    """Raise the error of a column that holds something else than numbers.
+def refuse_type(key: str, name: str, num_wrong: int, example: str, dim: int | None = None) -> None:
+    """Raise the error of a column that holds something else than numbers, or vectors of `dim`.
 
     Raises:
         PrepareError: always.
     """
+    expected = "numbers" if dim is None else f"arrays of {dim} finite numbers"
     raise PrepareError(
-        f"{key}: wrong type: expected numbers in column {name!r}, but {num_wrong} values are none, "
-        f"such as {example!r}; convert it with `derive` or drop such rows with `data.cleaning.drop`"
+        f"{key}: wrong type: expected {expected} in column {name!r}, but {num_wrong} values are "
+        f"none, such as {example!r}; convert it with `derive` or drop such rows with "
+        "`data.cleaning.drop`"
     )

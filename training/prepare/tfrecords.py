@@ -12,9 +12,9 @@ from pyspark.sql import functions as F
 
 from recsys.artifacts import Corpus, Examples, Sequences
 from recsys.config import RunConfig
-from recsys.schema import MISSING, Feature, Schema
+from recsys.schema import Feature, Schema, missing_value
 from training.prepare.errors import PrepareError
-from training.prepare.values import SPARK_TYPES, to_datetime
+from training.prepare.values import spark_type, to_datetime
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +111,12 @@ def _moment(event: Column, config: RunConfig) -> Column:
 def _listed(feature: Feature) -> Column:
     if feature.kind == "history":
         return F.col(f"h_{feature.name}")
-    missing = F.lit(MISSING[feature.dtype]).cast(SPARK_TYPES[feature.dtype])
-    return F.transform(
+    missing = F.lit(missing_value(feature)).cast(spark_type(feature))
+    values = F.transform(
         F.col("labels")[f"f_{feature.name}"], lambda value: F.coalesce(value, missing)
     )
+    # tf.Example knows no lists of lists: the vectors of a record stand one after the other.
+    return F.flatten(values) if feature.vector_dim else values
 
 
 def _told(count: WindowCounts, config: RunConfig) -> dict[str, Any]:

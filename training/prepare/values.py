@@ -1,4 +1,4 @@
-"""Raw columns of any type to the three types of a feature: string, double, microseconds."""
+"""Raw columns of any type to the types of a feature: string, double, microseconds, vector."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from recsys.schema import Feature
 #: Java regular expression of what would break a line of a vocabulary file in some reader.
 LINE_BREAK = r"[\n\r\x0B\x0C\x1C-\x1E\x{85}\x{2028}\x{2029}]"
 
-#: Spark's type of each `Feature.dtype`.
-SPARK_TYPES = {"string": "string", "float": "float", "int64": "bigint"}
+_SPARK_TYPES = {"string": "string", "float": "float", "int64": "bigint"}
 
 # Years 1 to 9999: what Python's datetime can hold.
 _FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
+
+
+def spark_type(feature: Feature) -> str:
+    """Return Spark's type of a feature's value; a history is a list of it."""
+    return "array<float>" if feature.vector_dim else _SPARK_TYPES[feature.dtype]
 
 
 def column(name: str) -> Column:
@@ -62,6 +66,42 @@ def not_a_number(name: str) -> Column:
     return F.when(number(name).isNull() & ~missing, raw)
 
 
+def vector(frame: DataFrame, name: str, key: str) -> Column:
+    """Return an array of floats, nothing as null; `wrong_value` tells what is wrong with one.
+
+    Raises:
+        ConfigError: the column holds something else than arrays of numbers.
+    """
+    dtype = _type_of(frame, name)
+    if not (isinstance(dtype, T.ArrayType) and isinstance(dtype.elementType, T.NumericType)):
+        raise ConfigError(
+            f"{key}: expected arrays of numbers in column {name!r}, found {dtype.simpleString()}; "
+            f"a text such as [0.1, 0.2] becomes one by derive: from_json({name}, 'array<float>')"
+        )
+    return column(name).cast("array<float>")
+
+
+def wrong_value(feature: Feature, owner: Column) -> Column | None:
+    """Return the text of a value that a number or vector feature cannot have, else null.
+
+    Args:
+        feature: None is returned for a kind that takes any value.
+        owner: who has the value, for the text.
+    """
+    if feature.vector_dim:
+        return _not_a_vector(feature, owner)
+    return not_a_number(feature.source_column) if feature.kind == "number" else None
+
+
+def _not_a_vector(feature: Feature, owner: Column) -> Column:
+    values = column(feature.source_column).cast("array<float>")
+    size = F.size(values)
+    broken = F.exists(values, lambda v: v.isNull() | F.isnan(v) | (F.abs(v) == float("inf")))
+    found = F.when(size != feature.vector_dim, F.concat(size.cast("string"), F.lit(" numbers")))
+    found = found.when(broken, F.lit("null, NaN or infinity among them"))
+    return F.concat(owner, F.lit(": "), found)
+
+
 def microseconds(frame: DataFrame, name: str, time_format: str) -> Column:
     """Return microseconds since 1970 UTC (bigint); null where the value is no such time.
 
@@ -86,6 +126,8 @@ def microseconds(frame: DataFrame, name: str, time_format: str) -> Column:
 def feature_value(frame: DataFrame, feature: Feature, key: str, time_format: str) -> Column:
     """Return the value of a feature in Spark's type for its dtype."""
     name = feature.source_column
+    if feature.vector_dim:
+        return vector(frame, name, key)
     if feature.dtype == "float":
         return number(name)
     if feature.dtype == "int64":

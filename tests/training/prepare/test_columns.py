@@ -112,6 +112,35 @@ def test_feature_of_a_table_that_is_not_set(csv_file, configure):
         check_columns(configure(features, columns(), events=source(csv_file)))
 
 
+@pytest.mark.parametrize("inside", [None, "variables"])
+def test_an_encoder_that_is_no_savedmodel_is_told(csv_file, tmp_path, configure, inside):
+    folder = tmp_path / "encoder"
+    features = [
+        {"name": "item_id", "side": "candidate", "kind": "id", "column": "item"},
+        {"name": "day", "side": "candidate", "kind": "text", "encoder": str(folder)},
+    ]
+    config = configure(features, columns(), events=source(csv_file))
+    if inside:
+        (folder / inside).mkdir(parents=True)
+    found = "a folder without it" if inside else "no such folder"
+    with pytest.raises(
+        ConfigError, match=rf"features\.1\.encoder: .*'day'.*saved_model\.pb.*{folder}.*{found}"
+    ):
+        check_columns(config)
+    folder.mkdir(exist_ok=True)
+    (folder / "saved_model.pb").touch()
+    check_columns(config)
+
+
+def test_a_role_is_no_vector(csv_file, configure):
+    features = [
+        {"name": "item_id", "side": "candidate", "kind": "id", "column": "item"},
+        {"name": "v", "side": "query", "kind": "vector", "column": "user", "dim": 2},
+    ]
+    with pytest.raises(ConfigError, match=r"features\.1\.column: .*arrays.*the role 'user'"):
+        check_columns(configure(features, columns(), events=source(csv_file)))
+
+
 def test_home_prefers_the_item_table_for_candidates(configure):
     items = {"table": "items", "key": "id"}
     features = [

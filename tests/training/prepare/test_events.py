@@ -139,6 +139,21 @@ def test_wrong_type_names_column_count_and_example(clean, click, configure, colu
         clean(rows, configure(features, roles))
 
 
+def test_vector_of_an_event_names_item_and_user(clean, click, configure):
+    features = [
+        {"name": "item_id", "side": "candidate", "kind": "id", "column": "item"},
+        {"name": "taste", "side": "query", "kind": "vector", "column": "v", "dim": 2},
+        {"name": "history", "side": "query", "kind": "history", "of": "item_id"},
+    ]
+    events = {"table": "clicks", "derive": {"v": "from_json(p, 'array<float>')"}}
+    rows = [click("a", "x", 1, p="[1, 2]"), click("a", "y", 2), click("b", "z", 3, p="[1]")]
+    message = (
+        r"feature 'taste': .* arrays of 2 .* 'v', but 1 values .* 'item z of user b: 1 numbers'"
+    )
+    with pytest.raises(PrepareError, match=message):
+        clean(rows, configure(features, events=events))
+
+
 def test_given_split_knows_four_words(clean, click, configure):
     config = configure(split={"kind": "given", "column": "w"})
     rows = [click("a", "x", 1, w="train"), click("a", "y", 2, w="dev"), click("a", "z", 3)]

@@ -1,6 +1,7 @@
 import pytest
 
 from recsys.config import ConfigError
+from recsys.schema import Feature
 from training.prepare.errors import PrepareError
 from training.prepare.sources import attach_features, read_tables
 
@@ -55,6 +56,46 @@ def test_number_of_the_wrong_type_is_refused(spark, tables):
         PrepareError, match=r"data\.items, feature 'price'.*'price'.* such as 'dear'"
     ):
         read_tables(spark, tables("dear"))
+
+
+@pytest.fixture
+def with_vectors(spark, tables):
+    """Config whose item table has a vector column, made by derive from a text."""
+
+    def make(expression, **feature):
+        config = tables()
+        items = config.data.items.model_copy(update={"derive": {"v": expression}})
+        vector = {"name": "v", "side": "candidate", "kind": "vector", "dim": 2} | feature
+        data = config.data.model_copy(update={"items": items})
+        features = (*config.features, Feature.model_validate(vector))
+        return config.model_copy(update={"data": data, "features": features})
+
+    return make
+
+
+def test_vectors_are_derived_from_text_and_may_be_missing(spark, with_vectors):
+    expression = "if(id = 2, null, from_json('[0.5, 1]', 'array<double>'))"
+    items = read_tables(spark, with_vectors(expression)).items
+    assert dict(items.dtypes)["f_v"] == "array<float>"
+    found = {row["item"]: row["f_v"] for row in items.collect()}
+    assert found == {"1": [0.5, 1.0], "2": None}
+
+
+def test_vector_of_another_length_names_column_item_and_lengths(spark, with_vectors):
+    expression = "if(id = 2, array(1, 2, 3), array(1, 2))"
+    message = (
+        r"data\.items, feature 'taste': wrong type: expected arrays of 2 finite numbers in column "
+        r"'v', but 1 values are none, such as 'item 2: 3 numbers'"
+    )
+    with pytest.raises(PrepareError, match=message):
+        read_tables(spark, with_vectors(expression, name="taste", column="v"))
+
+
+def test_vector_column_of_another_type_is_refused(spark, with_vectors):
+    with pytest.raises(
+        ConfigError, match=r"data\.items: expected arrays .* column 'v', found string"
+    ):
+        read_tables(spark, with_vectors("title"))
 
 
 def test_version_follows_content_not_place(spark, tables, tmp_path):

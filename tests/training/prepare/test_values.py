@@ -3,14 +3,18 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from recsys.config import ConfigError
+from recsys.schema import Feature
 from training.prepare.values import (
     column,
+    feature_value,
     identifier,
     microseconds,
     not_a_number,
     number,
     to_datetime,
     to_microseconds,
+    vector,
+    wrong_value,
 )
 
 SECOND = 1_000_000
@@ -98,3 +102,40 @@ def test_datetimes_round_trip():
     assert to_microseconds(datetime(2024, 1, 1, 20, tzinfo=timezone(timedelta(hours=8)))) == NOON
     assert to_datetime(NOON + 1) == datetime(2024, 1, 1, 12, 0, 0, 1, tzinfo=UTC)
     assert to_datetime(-1) == datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+
+
+VECTOR = Feature(name="v", side="candidate", kind="vector", dim=2)
+
+
+@pytest.mark.parametrize("element", ["double", "float", "int", "decimal(6,2)"])
+def test_vectors_of_any_number_type(spark, element):
+    frame = spark.sql(
+        f"select cast(v as array<{element}>) v from values (array(1, 2)), (null) t(v)"
+    )
+    assert values_of(frame, feature_value(frame, VECTOR, "key", "iso")) == [[1.0, 2.0], None]
+    assert frame.select(vector(frame, "v", "key")).dtypes[0][1] == "array<float>"
+
+
+@pytest.mark.parametrize("value", ["'[1, 2]'", "array('1')", "1.5", "map('a', 1)"])
+def test_what_is_no_array_of_numbers_is_refused(spark, value):
+    frame = spark.sql(f"select {value} as v")
+    with pytest.raises(ConfigError, match=r"key: expected arrays of numbers in column 'v', found"):
+        vector(frame, "v", "key")
+
+
+def test_vectors_of_another_length_and_broken_ones_are_told(spark):
+    frame = spark.sql(
+        "select * from values ('a', array(1D, 2D)), ('b', array(1D)), ('c', array()), ('d', null), "
+        "('e', array(1D, null)), ('f', array(double('nan'), 1D)), ('g', array(1D, 1e300)) t(who, v)"
+    )
+    broken = "null, NaN or infinity among them"
+    found = values_of(frame, wrong_value(VECTOR, column("who")))
+    assert found == [
+        None, "b: 1 numbers", "c: 0 numbers", None, f"e: {broken}", f"f: {broken}", f"g: {broken}",
+    ]  # fmt: skip
+
+
+def test_other_kinds_take_any_value():
+    for kind in ("text", "category", "time"):
+        feature = Feature.model_validate({"name": "x", "side": "query", "kind": kind})
+        assert wrong_value(feature, column("who")) is None
