@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from recsys.config import ConfigError, RunConfig, explain
@@ -106,7 +107,7 @@ def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    # A plain word needs no quotes; everything else is read as YAML, of which JSON is a part.
-    if isinstance(value, str) and value.isidentifier() and json.dumps(value) == f'"{value}"':
+    # A word needs no quotes, unless YAML takes it for something else, such as null or off.
+    if isinstance(value, str) and value.isidentifier() and yaml.safe_load(value) == value:
         return value
     return json.dumps(value)
