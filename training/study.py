@@ -104,8 +104,9 @@ class Study:
         """Begin a trial, or attempt it again: its values are drawn and stored."""
         present = {name: d for name, d in self._tune.space.items() if self._drawn(number, name)}
         if number not in self.trials:
-            fixed = {name: _encode(d, self._default[name]) for name, d in present.items()}
-            self._study.enqueue_trial(fixed if number == 0 else {}, user_attrs={_NUMBER: number})
+            own = present if number == 0 else {}
+            fixed = {name: _encode(d, self._default[name]) for name, d in own.items()}
+            self._study.enqueue_trial(fixed, user_attrs={_NUMBER: number})
         # Of their own for each number: else every start would draw the same again.
         self._study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=self._tune.startup_trials, seed=_seed(self._seed, number)

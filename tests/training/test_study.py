@@ -18,7 +18,7 @@ TUNE = Tune(
         "model.hidden": Distribution(choices=([], [16])),
     },
 )
-DEFAULT = {"train.learning_rate": 0.5, "model.embedding_dim": 64, "model.hidden": [16]}
+DEFAULT = {"train.learning_rate": 0.5, "model.embedding_dim": 64, "model.hidden": [32]}
 DIE = """
 import sys, os, signal
 from recsys.search_space import Tune
@@ -54,8 +54,8 @@ def test_the_first_trial_is_the_config_as_it_is_even_outside_the_space(tmp_path)
     with opened(tmp_path) as study:
         assert study.missing(3) == [0, 1, 2]
         assert finish(study, 0) == {}
-        # 0.5 is no learning rate of the space, and not one that the sampler may learn from.
-        assert study.trials[0].params == {"model.embedding_dim": 64, "model.hidden": "[16]"}
+        # The sampler must not learn from values that it cannot draw.
+        assert study.trials[0].params == {"model.embedding_dim": 64}
         values = finish(study, 1)
     assert 1e-4 <= values["train.learning_rate"] <= 0.1
     assert float(f"{values['train.learning_rate']:.4g}") == values["train.learning_rate"]
