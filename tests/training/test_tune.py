@@ -22,6 +22,7 @@ RECSYS = Path(sys.executable).with_name("recsys")
 RATES = {"choices": [0.02, 0.00001]}
 SPACE = {"train.learning_rate": RATES, "model.hidden": {"choices": [[16], [8]]}}
 TRIALS = 4
+PATIENCE = 240
 
 
 def tuned_config(config, space, **changes):
@@ -59,15 +60,18 @@ def killed(config, data, tmp_path_factory):
     state = folder.path / "tuning" / "trial-0001" / "checkpoints" / "state.json"
     with (runs / "first.log").open("w") as log:
         process = start(folder.path, log)
-        deadline = time.monotonic() + 240
-        while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+    deadline = time.monotonic() + PATIENCE
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    ended = process.poll()
+    if ended is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert state.is_file(), (runs / "first.log").read_text()
+    assert state.is_file(), f"ended with {ended}:\n{(runs / 'first.log').read_text()}"
+    assert ended is None, "the study was over before it could be killed"
     assert not TuningReport.exists(folder.path / "tuning")
     with (runs / "second.log").open("w") as log:
-        code = start(folder.path, log).wait(240)
+        code = start(folder.path, log).wait(PATIENCE)
     told = (runs / "second.log").read_text()
     assert code == 0, told
     return folder.path, told
@@ -166,7 +170,7 @@ def test_a_trial_that_fails_leaves_the_others_alone(config, data, tmp_path, trac
 def test_without_a_space_or_with_a_wrong_key_nothing_is_begun(config, data, tmp_path, tracker):
     with pytest.raises(ConfigError, match=r"tune\.space is empty"):
         tune(config, data, tmp_path / "tuning", tracker)
-    wrong = tuned_config(config, {"model.droput": {"low": 0.1, "high": 0.5}})
-    with pytest.raises(ConfigError, match=r"model\.droput: unknown key; did you mean 'dropout'\?"):
+    wrong = tuned_config(config, {"model.dropuot": {"low": 0.1, "high": 0.5}})
+    with pytest.raises(ConfigError, match=r"model\.dropuot: unknown key; did you mean 'dropout'\?"):
         tune(wrong, data, tmp_path / "tuning", tracker)
     assert not (tmp_path / "tuning").exists()
