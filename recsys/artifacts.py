@@ -303,3 +303,27 @@ class Scoring(Manifest):
     k: int
     name: str
     model_version: str
+
+
+class TrialReport(_Frozen):
+    """One trial of a study; its value is that of its best epoch on the validation split."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    value: float | None
+    epochs: int
+    overrides: list[str] = Field(description="a.b=c; empty for the config as it is")
+
+
+class TuningReport(Manifest):
+    """Made by `tune`: the settings of the best trial, and all trials."""
+
+    step: ClassVar[str] = "tune"
+
+    study: str
+    monitor: str
+    best_trial: int
+    best_value: float
+    best_overrides: list[str] = Field(description="a.b=c, as `--set` takes them")
+    best_model: str = Field(description="folder of the best trial's model")
+    trials: list[TrialReport] = Field(description="by falling value")

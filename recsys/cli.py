@@ -101,6 +101,29 @@ def score(run_dir: RunDirOption) -> None:
 
 
 @app.command()
+def tune(
+    config: Annotated[
+        str | None, typer.Option("--config", help="as for `run`; not needed for a started run")
+    ] = None,
+    overrides: SetOption = NO_OVERRIDES,
+    run_dir: NewRunDirOption = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="trials in all; tune.trials when not given")
+    ] = None,
+) -> None:
+    """Search for better settings on the validation split; a killed search goes on."""
+    if config is not None:
+        started = start_run(config, overrides, run_dir)
+    elif run_dir is not None and not overrides:
+        started = _continue(run_dir)
+    else:
+        raise ConfigError("tune: give the --run-dir of a started run, or a --config (with --set)")
+    told = started.tune(trials)
+    started.finish()
+    typer.echo(told)
+
+
+@app.command()
 def summary(run_dir: RunDirOption) -> None:
     """Show what a run has brought so far."""
     typer.echo(_continue(run_dir).summary())

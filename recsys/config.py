@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yaml import YAMLError
 
 from recsys.schema import Feature, Schema
+from recsys.search_space import Tune
 
 Baseline = Literal["popularity", "last_viewed", "markov", "covisitation", "vsknn", "als"]
 
@@ -323,6 +324,7 @@ class RunConfig(Section):
     registry: Registry
     scoring: Scoring = Scoring()
     cluster: Cluster = Cluster()
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -382,7 +384,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"config {file}:\n" + "\n".join(_explain(error))) from error
+        raise ConfigError(f"config {file}:\n" + "\n".join(explain(error))) from error
 
 
 def _absolute(tree: Any, base: Path) -> dict[str, Any]:
@@ -411,7 +413,8 @@ def is_uri(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path) is not None
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def explain(error: ValidationError) -> Iterator[str]:
+    """One line for each problem: key, expectation, what came or the nearest valid name."""
     for problem in error.errors():
         loc = problem["loc"]
         key = ".".join(str(part) for part in loc) or "config"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +27,7 @@ from recsys.artifacts import (
     TrainedModel,
 )
 from recsys.config import RunConfig
+from recsys.overrides import check_space, check_tunable
 from recsys.run_folder import RunFolder
 from recsys.summary import (
     Recommendation,
@@ -34,6 +37,8 @@ from recsys.summary import (
     metrics_table,
     recommendation_lines,
     slices_table,
+    trials_table,
+    tuning_lines,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +59,8 @@ STEPS: dict[str, tuple[str, type[Manifest]]] = {
     "promote": ("promotion", Promotion),
     "score": ("scoring", Scoring),
 }
+#: Folder of `tune`, which stands beside the steps: it reads what `prepare` made, changes nothing.
+TUNING = "tuning"
 _SHOWN_USERS = 3
 _SHOWN_ITEMS = 5
 M = TypeVar("M", bound=Manifest)
@@ -70,7 +77,8 @@ class Run:
         self._tracker: Tracker | None = None
 
     def preflight(self) -> None:
-        """Find within seconds what would fail later: columns, Java, tracking server."""
+        """Find within seconds what would fail later: space, columns, Java, tracking server."""
+        check_space(self.config)
         from training.prepare.columns import check_columns
         from training.session import check_java
 
@@ -92,14 +100,34 @@ class Run:
             return
         self._invalidate(step)
         started = time.monotonic()
-        try:
+        with self._tracked():
             getattr(self, f"_{step}")(directory)
-        except BaseException:
-            self._close_tracker("FAILED")
-            raise
-        # Each step may be the last that this process does; the next one opens the run again.
-        self._close_tracker("FINISHED")
         logger.info("%s: done in %.0f s", step, time.monotonic() - started)
+
+    def tune(self, trials: int | None = None) -> str:
+        """Prepare if needed, search for better settings, tell the best; change no other step.
+
+        Args:
+            trials: how many the study shall have in all; `tune.trials` when not given.
+
+        Raises:
+            ArtifactError: Optuna is not installed.
+            ConfigError: `tune.space` is empty or does not fit the config.
+        """
+        try:
+            from training.tune import tune
+        except ModuleNotFoundError as error:
+            if error.name != "optuna":
+                raise
+            raise ArtifactError(
+                "`recsys tune` needs Optuna: pip install 'clickstream-recommender[tuning]'"
+            ) from error
+        check_tunable(self.config)
+        self.do("prepare")
+        data = self.load("prepare", PreparedData)
+        with self._tracked():
+            report = tune(self.config, data, self.folder.step(TUNING), self.tracker, trials)
+        return "\n\n".join([trials_table(report), tuning_lines(report, self.folder.path)])
 
     def finish(self) -> None:
         """Stop Spark, unless it was there before: then others may work in it."""
@@ -133,6 +161,16 @@ class Run:
         if self._tracker is None:
             self._tracker = Tracker.open(self.config, self.folder.path, self.folder.token())
         return self._tracker
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Close the MLflow run after a step: each may be the last that this process does."""
+        try:
+            yield
+        except BaseException:
+            self._close_tracker("FAILED")
+            raise
+        self._close_tracker("FINISHED")
 
     def _close_tracker(self, status: str) -> None:
         if self._tracker is not None:
@@ -211,6 +249,8 @@ class Run:
         stale = [self.directory(later) for later in names[names.index(step) + 1 :]]
         if STEPS[step][1].exists(self.directory(step)):
             stale.append(self.directory(step))
+        if step == "prepare":
+            stale.append(self.folder.step(TUNING))
         for directory in stale:
             # First, so that a kill in the middle leaves nothing that looks finished.
             (directory / MANIFEST).unlink(missing_ok=True)

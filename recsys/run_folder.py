@@ -27,7 +27,8 @@ class RunFolder:
     def freeze(self, config: RunConfig) -> RunConfig:
         """Write the config of a new run, or make sure that an existing run has the same.
 
-        The `cluster` section may change: it says where a run computes, not what.
+        The sections `cluster` and `tune` may change: they say where a run computes and what is
+        tried beside it, not what it makes.
 
         Raises:
             ConfigError: the folder belongs to a run with other settings, whose keys are named, or
@@ -75,7 +76,7 @@ class RunFolder:
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"cluster"})
+    return config.model_dump(mode="json", exclude={"cluster", "tune"})
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

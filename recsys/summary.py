@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from recsys.artifacts import (
     Estimate,
@@ -12,6 +14,7 @@ from recsys.artifacts import (
     Promotion,
     RegisteredModel,
     Scoring,
+    TuningReport,
 )
 
 _SHOWN = ("recall", "ndcg", "mrr", "coverage", "novelty")
@@ -94,6 +97,30 @@ def slices_table(slices: Mapping[str, Mapping[str, Mapping[str, float]]], metric
         for bucket, values in buckets.items():
             rows.append([name, bucket, f"{values['queries']:.0f}", f"{values[metric]:.4f}"])
     return _aligned(rows)
+
+
+def trials_table(report: TuningReport) -> str:
+    """Trials by falling value; that of a pruned one is the best it had reached."""
+    rows = [["settings", "trial", f"validation {report.monitor}", "epochs", "state"]]
+    for trial in report.trials:
+        settings = " ".join(trial.overrides) or "config as it is"
+        value = "" if trial.value is None else f"{trial.value:.4f}"
+        rows.append([settings, str(trial.number), value, str(trial.epochs), trial.state])
+    return _aligned(rows)
+
+
+def tuning_lines(report: TuningReport, run_dir: Path) -> str:
+    """The best trial, and the command that makes a run of its settings."""
+    told = f"best: trial {report.best_trial}, {report.monitor} {report.best_value:.4f}"
+    if not report.best_overrides:
+        return f"{told}: nothing was better than the config as it is"
+    default = next(trial.value or 0.0 for trial in report.trials if trial.number == 0)
+    lift = f", {report.best_value / default - 1:+.1%} over the config as it is" if default else ""
+    config, new = run_dir / "config.json", run_dir.with_name(f"{run_dir.name}-tuned")
+    command = ["recsys", "run", "--config", str(config), "--run-dir", str(new)]
+    for override in report.best_overrides:
+        command += ["--set", override]
+    return f"{told}{lift}\n{shlex.join(command)}"
 
 
 def _interval(estimate: Estimate) -> str:

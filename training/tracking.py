@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
 from recsys.config import Cluster, RunConfig
@@ -87,13 +88,26 @@ class Tracker:
         tracker.set_status("RUNNING")
         return tracker
 
+    def child(self, name: str, token: str) -> Tracker:
+        """Open a run nested in this one; like this one, it is found again by its token."""
+        experiment_id = self._client.get_run(self.run_id).info.experiment_id
+        tags = {_TOKEN_TAG: token, MLFLOW_PARENT_RUN_ID: self.run_id}
+        run = _find_run(self._client, experiment_id, token) or self._client.create_run(
+            experiment_id, tags=tags, run_name=name
+        )
+        child = Tracker(self.uri, run.info.run_id)
+        child.set_status("RUNNING")
+        return child
+
     def log_config(self, config: RunConfig) -> None:
         """Log every setting as a parameter, once."""
+        self.log_params(dict(_flatten(config.model_dump(mode="json"))))
+
+    def log_params(self, values: Mapping[str, str]) -> None:
+        """Log parameters that have not been logged; MLflow refuses to change one."""
         known = self._client.get_run(self.run_id).data.params
         params = [
-            Param(key, value[:_PARAM_LIMIT])
-            for key, value in _flatten(config.model_dump(mode="json"))
-            if key not in known
+            Param(key, value[:_PARAM_LIMIT]) for key, value in values.items() if key not in known
         ]
         for start in range(0, len(params), _BATCH):
             self._client.log_batch(self.run_id, params=params[start : start + _BATCH])
@@ -112,7 +126,7 @@ class Tracker:
         self._client.log_artifact(self.run_id, str(file), folder or None)
 
     def set_status(self, status: str) -> None:
-        """Set RUNNING, FINISHED or FAILED."""
+        """Set RUNNING, FINISHED, FAILED or KILLED."""
         if status == "RUNNING":
             self._client.update_run(self.run_id, status=status)
         else:
@@ -127,11 +141,16 @@ def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, toke
         if experiment is not None
         else client.create_experiment(name, artifact_location=_artifacts(config.cluster, run_dir))
     )
-    found = client.search_runs([experiment_id], f"tags.`{_TOKEN_TAG}` = '{token}'", max_results=1)
-    if found:
-        return found[0]
+    found = _find_run(client, experiment_id, token)
+    if found is not None:
+        return found
     tags = {_TOKEN_TAG: token, _FOLDER_TAG: str(run_dir.resolve())}
     return client.create_run(experiment_id, tags=tags, run_name=config.name)
+
+
+def _find_run(client: MlflowClient, experiment_id: str, token: str) -> Run | None:
+    query = f"tags.`{_TOKEN_TAG}` = '{token}'"
+    return next(iter(client.search_runs([experiment_id], query, max_results=1)), None)
 
 
 def _artifacts(cluster: Cluster, run_dir: Path) -> str | None:

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 import recsys
 from recsys.cli import app, main
+from recsys.config import load_config
+from recsys.run_folder import RunFolder
 
 RECSYS = Path(sys.executable).with_name("recsys")
 
@@ -35,7 +37,17 @@ def test_help_lists_the_steps_and_loads_nothing_heavy():
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert not loaded & {"tensorflow", "pyspark", "mlflow", "pandas", "numpy"}
     text = CliRunner().invoke(app, ["--help"]).stdout
-    for step in ("run", "prepare", "fit", "evaluate", "export", "register", "promote", "score"):
+    for step in (
+        "run",
+        "prepare",
+        "fit",
+        "evaluate",
+        "export",
+        "register",
+        "promote",
+        "score",
+        "tune",
+    ):
         assert step in text
 
 
@@ -86,6 +98,28 @@ def test_mlflow_unreachable(clicks_config, tmp_path):
     told = refused("run", "--config", clicks_config, "--run-dir", tmp_path / "r", "--set", change)
     assert "cluster.tracking_uri=http://127.0.0.1:9: no MLflow server answers" in told
     assert not (tmp_path / "r").exists()
+
+
+def test_a_space_that_cannot_be_tuned(clicks_config, tmp_path):
+    arguments = ["tune", "--config", clicks_config, "--run-dir", tmp_path / "r", "--set"]
+    told = refused(*arguments, "tune.space={model.embeding_dim: {low: 8, high: 64}}")
+    assert "tune.space.model.embeding_dim" in told
+    assert "did you mean 'embedding_dim'?" in told
+    told = refused(*arguments, "tune.space={model.dropout: {lo: 0.1, high: 0.5}}")
+    assert "tune.space.model.dropout.lo: unknown key; did you mean 'low'?" in told
+    assert not (tmp_path / "r").exists()
+
+
+def test_tune_needs_a_run_a_space_and_optuna(clicks_config, tmp_path):
+    assert "give the --run-dir of a started run, or a --config" in refused("tune")
+    folder = RunFolder(tmp_path / "r")
+    folder.freeze(load_config(clicks_config))
+    assert "tune.space is empty" in refused("tune", "--run-dir", folder.path)
+    missing = "raise ModuleNotFoundError(name='optuna')"
+    (tmp_path / "optuna.py").write_text(missing)
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    told = refused("tune", "--run-dir", folder.path, PYTHONPATH=os.pathsep.join(paths))
+    assert "pip install 'clickstream-recommender[tuning]'" in told
 
 
 def test_a_step_without_its_predecessor(finished_run, tmp_path):

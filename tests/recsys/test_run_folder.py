@@ -36,6 +36,13 @@ def test_the_cluster_may_change_within_a_run(tmp_path, config):
     assert folder.config().cluster.tracking_uri == "databricks"
 
 
+def test_what_is_tuned_may_change_within_a_run(tmp_path, config):
+    folder = RunFolder(tmp_path)
+    folder.freeze(config)
+    folder.freeze(load_config(_config_file("eshop_clothing"), ["tune.trials=7"]))
+    assert folder.config().tune.trials == 7
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, config):
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigError, match="holds no run, but model: give --run-dir a new"):

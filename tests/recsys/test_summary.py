@@ -1,4 +1,14 @@
-from recsys.artifacts import Estimate, EvaluationReport, Promotion, RegisteredModel, Scoring
+import shlex
+
+from recsys.artifacts import (
+    Estimate,
+    EvaluationReport,
+    Promotion,
+    RegisteredModel,
+    Scoring,
+    TrialReport,
+    TuningReport,
+)
 from recsys.summary import (
     Recommendation,
     decision_lines,
@@ -6,6 +16,8 @@ from recsys.summary import (
     metrics_table,
     recommendation_lines,
     slices_table,
+    trials_table,
+    tuning_lines,
 )
 
 METRICS = {
@@ -69,3 +81,40 @@ def test_users_are_shown_with_their_latest_items():
         "  1. x  (0.500)",
         "user v: nothing yet",
     ]
+
+
+def tuning_report(best):
+    plain = TrialReport(number=0, state="complete", value=0.4, epochs=6, overrides=[])
+    wide = ["model.hidden=[64, 32]", "train.optimizer=adam"]
+    better = TrialReport(number=2, state="complete", value=0.5, epochs=6, overrides=wide)
+    failed = TrialReport(
+        number=1, state="failed", value=None, epochs=0, overrides=["model.dropout=0.9"]
+    )
+    chosen = better if best == 2 else plain
+    return TuningReport(
+        study="s",
+        monitor="ndcg@20",
+        best_trial=best,
+        best_value=chosen.value,
+        best_overrides=chosen.overrides,
+        best_model=f"trial-{best:04d}",
+        trials=[better, plain, failed],
+    )
+
+
+def test_trials_and_the_command_that_uses_the_best(tmp_path):
+    lines = trials_table(tuning_report(2)).splitlines()
+    assert lines[0].split() == ["settings", "trial", "validation", "ndcg@20", "epochs", "state"]
+    assert lines[1].startswith("model.hidden=[64, 32] train.optimizer=adam ")
+    assert lines[2].split() == ["config", "as", "it", "is", "0", "0.4000", "6", "complete"]
+    assert lines[3].split() == ["model.dropout=0.9", "1", "0", "failed"]
+    told, command = tuning_lines(tuning_report(2), tmp_path / "one").splitlines()
+    assert told == "best: trial 2, ndcg@20 0.5000, +25.0% over the config as it is"
+    assert shlex.split(command)[4:] == [
+        "--run-dir", f"{tmp_path}/one-tuned", "--set", "model.hidden=[64, 32]", "--set", "train.optimizer=adam"
+    ]  # fmt: skip
+
+
+def test_nothing_was_better(tmp_path):
+    told = tuning_lines(tuning_report(0), tmp_path)
+    assert told.endswith("nothing was better than the config as it is")

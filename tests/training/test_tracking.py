@@ -42,6 +42,21 @@ def test_metrics_and_artifacts(tracker, tmp_path):
     assert (tmp_path / "runs" / "mlartifacts").is_dir()
 
 
+def test_a_nested_run_is_found_again_by_its_token(tracker):
+    child = tracker.child("trial-0001", "study/1")
+    child.log_params({"train.epochs": "3"})
+    child.log_params({"train.epochs": "4"})
+    child.set_status("KILLED")
+    client = MlflowClient(tracker.uri)
+    run = client.get_run(child.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == tracker.run_id
+    assert (run.info.run_name, run.info.status) == ("trial-0001", "KILLED")
+    assert run.data.params == {"train.epochs": "3"}
+    assert tracker.child("trial-0001", "study/1").run_id == child.run_id
+    assert client.get_run(child.run_id).info.status == "RUNNING"
+    assert tracker.child("trial-0001", "another study/1").run_id != child.run_id
+
+
 def test_default_and_configured_store(tmp_path):
     assert tracking_uri(Cluster(), tmp_path / "runs" / "one") == (
         f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
