@@ -5,7 +5,7 @@ from mlflow import MlflowClient
 
 from recsys.artifacts import ArtifactError, EvaluationReport, PreparedData, RegisteredModel
 from recsys.config import RunConfig
-from recsys.pipeline import STEPS, Run
+from recsys.pipeline import STEPS, TUNING, Run
 from recsys.run_folder import RunFolder
 
 
@@ -38,6 +38,16 @@ def test_a_step_done_again_takes_away_what_later_steps_made_of_it(run):
     after = again.load("evaluate", EvaluationReport)
     assert after.model == before.model
     assert set(after.baselines) == {"popularity", "markov"}
+
+
+def test_preparing_again_takes_away_what_was_tuned_on_it(config, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.freeze(config)
+    folder.step(TUNING).mkdir()
+    Run(folder, config)._invalidate("fit")
+    assert folder.step(TUNING).is_dir()
+    Run(folder, config)._invalidate("prepare")
+    assert not folder.step(TUNING).exists()
 
 
 def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):
