@@ -36,10 +36,11 @@ class Softmax(tfrs.tasks.Retrieval):
     """Cross-entropy of the label among candidates that all queries of a batch share.
 
     Over the whole corpus it is the exact softmax. Over a sample, subtracting the log of the
-    probability that a candidate is in the sample makes it an unbiased view of the exact one (Yi et
-    al., "Sampling-Bias-Corrected Neural Modeling", RecSys 2019). Unlike
-    `tfrs.layers.loss.SamplingProbablityCorrection`, probabilities are never clipped: its floor of
-    1e-6 is wrong for catalogues beyond a million items.
+    probability that a negative is in the sample makes its sum an unbiased view of the exact one (Yi
+    et al., "Sampling-Bias-Corrected Neural Modeling", RecSys 2019). The label is there for sure, so
+    its logit is not corrected (Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025).
+    Unlike `tfrs.layers.loss.SamplingProbablityCorrection`, probabilities are never clipped: its
+    floor of 1e-6 is wrong for catalogues beyond a million items.
 
     The gradient is computed with the loss, a tile of queries at a time, so that the
     `[batch, num_candidates]` logits are never held.
@@ -76,7 +77,8 @@ class Softmax(tfrs.tasks.Retrieval):
             candidate_embeddings: `[num_candidates, dim]`, each item at most once.
             labels: int32 `[batch]`, rows of `candidate_embeddings`.
             sample_weight: `[batch]`.
-            log_sampling_probability: `[num_candidates]`, of each candidate to be among them.
+            log_sampling_probability: `[num_candidates]`, of each candidate to be among them when
+                it is no label of the query.
             seen: candidates that the queries have seen.
 
         Returns:
@@ -122,7 +124,8 @@ class Softmax(tfrs.tasks.Retrieval):
             seen = targets.seen[rows]
             query = tf.cast(queries[rows], self._dtype)
             logits = tf.cast(tf.matmul(query, scaled, transpose_b=True), tf.float32)
-            logits = self._adjusted(logits + targets.bias, targets, rows, added, masks)
+            logits += _of_negatives(targets.bias, targets.labels[rows])
+            logits = self._adjusted(logits, targets, rows, added, masks)
             loss, error = _errors(logits, targets.labels[rows], targets.weight[rows])
             at_seen = tf.gather(error, tf.maximum(seen, 0), batch_dims=1)
             error = tf.cast(error, self._dtype)
@@ -156,6 +159,12 @@ class Softmax(tfrs.tasks.Retrieval):
         kept = tf.minimum(self._num_hard_negatives, tf.shape(logits)[1] - 1)
         hardest = tf.math.top_k(tf.where(is_label, _MASKED, logits), kept).values
         return tf.where(is_label | (logits >= hardest[:, -1:]), logits, _MASKED)
+
+
+def _of_negatives(bias: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Return the bias of each candidate, 0 for the label, `[batch, num_candidates]`."""
+    is_label = tf.one_hot(labels, tf.size(bias), on_value=True, off_value=False)
+    return tf.where(is_label, 0.0, bias)
 
 
 def _errors(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

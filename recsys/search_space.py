@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
+
+from recsys.section import Section
 
 
-class Distribution(BaseModel):
+class Distribution(Section):
     """Where one value is drawn from: an interval, whole numbers if both ends are, or a list."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: int | float | None = None
     high: int | float | None = None
@@ -46,10 +46,8 @@ class Distribution(BaseModel):
         return self.choices or (self.low, self.high)
 
 
-class Tune(BaseModel):
+class Tune(Section):
     """A study: how many trials, over which settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: int = Field(20, ge=1, description="in all: a study that has fewer goes on")
     timeout_minutes: float | None = Field(

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from recsys.artifacts import ArtifactError, PreparedData, Sequences, TrainedModel, replaced
-from recsys.config import RunConfig, Train
+from recsys.config import RunConfig
 from recsys.dataset import (
     named_corruption,
     raw_batches,
@@ -23,6 +23,7 @@ from recsys.dataset import (
 )
 from recsys.features import FeatureEncoder
 from recsys.metrics import per_query
+from recsys.model_config import Train
 from recsys.models.retrieval import TwoTower
 from recsys.ranks import DotProduct, rank_queries
 from training.callbacks import EpochCheckpoints, EpochLog, FitState, Progress, Validation

@@ -3,8 +3,8 @@
 Each maps `[batch, length, dim]` to `[batch, length, dim]`. They are causal, so that one pass over a
 sequence trains on all of its positions, and padding at the end reaches no position before it.
 
-Each starts out as a mean of what was seen, which already finds more of the same, and learns how a
-query differs from it: what is learned is added through layers that start at or near zero.
+Each adds what it learns to weighted means of what was seen, which find more of the same before
+anything is learned.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import math
 
 import tensorflow as tf
 
-from recsys.config import HistoryEncoder
+from recsys.model_config import HistoryEncoder
 from recsys.models.dropout import Dropouts
 
 _NUM_POOLS = 2
 _FEED_FORWARD = 4
-#: Scale at which attention starts to be added to the pools, whose events are about unit vectors.
-_SMALL = 0.02
 
 
 def history_encoder(
@@ -114,8 +112,7 @@ class AttentionEncoder(tf.keras.layers.Layer):
         self._blocks = [
             _Block(config.num_heads, dim, length, dropouts) for _ in range(config.num_blocks)
         ]
-        gamma = tf.keras.initializers.Constant(_SMALL)
-        self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, gamma_initializer=gamma)
+        self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6)
 
     def call(self, events: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Encode `[batch, length, dim]`."""

@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from recsys.config import TwoTowerConfig
 from recsys.dataset import Corpus
 from recsys.features import FeatureEmbedding, FeatureEncoder
 from recsys.losses import Seen, Softmax
+from recsys.model_config import TwoTowerConfig
 from recsys.models.dropout import Dropouts
 from recsys.models.towers import CandidateTower, ItemEmbedding, QueryTower, Towers
 from recsys.schema import Schema

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from recsys.config import TwoTowerConfig
 from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
+from recsys.model_config import TwoTowerConfig
 from recsys.models.dropout import Dropouts, StatelessDropout
 from recsys.models.encoders import history_encoder
 from recsys.models.repeats import RepeatScores

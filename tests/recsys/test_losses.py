@@ -54,14 +54,16 @@ def test_over_all_items_it_is_the_cross_entropy_with_its_gradients(batch):
     )
 
 
-def test_log_probabilities_are_subtracted_and_never_clipped(batch):
+def test_log_probabilities_of_negatives_are_subtracted_and_never_clipped(batch):
     """A catalogue of a hundred million items has probabilities of 1e-8; TFRS clips at 1e-6."""
     queries, items, labels, weight = batch
     log_probability = tf.math.log(tf.constant([1e-9, 1e-8, *[0.1] * 7]))
     softmax = Softmax(temperature=0.5)
     assert_same(
         lambda q, c: softmax(q, c, labels, weight, log_sampling_probability=log_probability),
-        lambda q, c: plain(q, c, labels, weight, bias=-log_probability),
+        lambda q, c: plain(
+            q, c, labels, weight, bias=-log_probability * (1 - tf.one_hot(labels, 9))
+        ),
         queries,
         items,
     )
@@ -145,7 +147,6 @@ def test_the_correction_makes_samples_an_unbiased_view_of_the_corpus():
         drawn = np.unique(rng.choice(20, 40, p=share / share.sum()))
         rows = np.concatenate([[3], drawn[drawn != 3]])
         log_probability = np.log1p(-((1 - share[rows]) ** 40))
-        log_probability[0] = 0  # the label is there, for sure
         losses.append(
             Softmax(temperature=0.5)(
                 queries,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.config import HistoryEncoder
+from recsys.model_config import HistoryEncoder
 from recsys.models.dropout import Dropouts
 from recsys.models.encoders import MeanEncoder, history_encoder
 

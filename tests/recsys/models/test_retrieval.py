@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.config import TwoTowerConfig
 from recsys.dataset import read_corpus, read_sequences, training_batches
 from recsys.features import FeatureEncoder
+from recsys.model_config import TwoTowerConfig
 from recsys.models.retrieval import TwoTower
 
 LOSSES = {

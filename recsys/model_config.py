@@ -1,0 +1,99 @@
+"""The config of the model and of its training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from recsys.section import Section
+
+
+class Loss(Section):
+    """Softmax: over which candidates, at which temperature."""
+
+    temperature: float = Field(0.07, gt=0)
+    normalize: bool = Field(True, description="compare by cosine instead of dot product")
+    full_softmax_up_to: int = Field(
+        20_000, ge=0, description="corpora up to this size are their own negatives, all of them"
+    )
+    num_uniform_negatives: int = Field(
+        4096, ge=0, description="drawn per step from all items, beside the labels of the batch"
+    )
+    num_popular_negatives: int = Field(
+        0, ge=0, description="drawn per step by how often items are labels"
+    )
+    num_hard_negatives: int | None = Field(
+        None, ge=1, description="only the hardest negatives of each query count; all if empty"
+    )
+    recency_half_life_days: float | None = Field(
+        None, gt=0, description="a label so much older than the last one counts half"
+    )
+    half_precision: bool = Field(
+        False, description="multiply in bfloat16: faster where the processor has it"
+    )
+
+
+class HistoryEncoder(Section):
+    """What makes a vector of the events before a query."""
+
+    kind: Literal["mean", "gru", "lstm", "attention"] = "attention"
+    num_blocks: int = Field(1, ge=1, description="of attention")
+    num_heads: int = Field(2, ge=1, description="of attention; divides model.embedding_dim")
+    repeats: bool = Field(
+        True, description="seen items get a score of their own, where they may be recommended"
+    )
+
+
+class TwoTowerConfig(Section):
+    """Two towers that meet in a dot product."""
+
+    kind: Literal["two_tower"] = "two_tower"
+    embedding_dim: int = Field(64, ge=2)
+    history: HistoryEncoder = HistoryEncoder()
+    share_item_embeddings: bool = Field(
+        True, description="histories and candidates use the same vectors"
+    )
+    hidden: tuple[int, ...] = Field((), description="hidden layers of the query tower")
+    dropout: float = Field(0.2, ge=0, lt=1)
+    candidate_dropout: float = Field(0.0, ge=0, lt=1)
+    id_dropout: float = Field(
+        0.0, ge=0, lt=1, description="item ids dropped, so that features carry new items"
+    )
+    loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TwoTowerConfig:
+        if self.history.kind == "attention" and self.embedding_dim % self.history.num_heads:
+            raise ValueError(
+                f"embedding_dim={self.embedding_dim} is not divisible by "
+                f"history.num_heads={self.history.num_heads}"
+            )
+        return self
+
+
+class Train(Section):
+    """How long, how fast, and when to stop."""
+
+    epochs: int = Field(20, ge=1)
+    global_batch_size: int = Field(256, ge=1, description="sequences per step")
+    optimizer: Literal["adam", "adagrad"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, as in AdamW; adam only")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine falls to zero at the last epoch"
+    )
+    warmup_steps: int = Field(0, ge=0, description="the learning rate rises linearly")
+    clip_norm: float | None = Field(None, gt=0, description="of the gradient of all variables")
+    shuffle_buffer: int = Field(100_000, ge=1, description="sequences")
+    monitor: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
+    patience: int = Field(3, ge=1, description="epochs without a better `monitor` before stopping")
+    refit: bool = Field(
+        False, description="in the end train anew, for as many epochs, on validation labels too"
+    )
+
+    @model_validator(mode="after")
+    def _decays(self) -> Train:
+        if self.weight_decay and self.optimizer != "adam":
+            raise ValueError(f"weight_decay needs optimizer adam, not {self.optimizer}")
+        return self
