@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -47,16 +46,17 @@ def run(name: str, data: Path, runs: Path) -> list[Record]:
     executable = Path(sys.executable).with_name("recsys")
     environment = os.environ | {"RECSYS_DATA": str(data.resolve())}
     begun = time.monotonic()
-    finished = (folder / "scoring" / "manifest.json").is_file()
-    subprocess.run(
-        [executable, *command.split()[1:]],
-        env=environment,
-        check=True,
-        cwd=Path(__file__).parents[1],
+    # Of a refused model nothing is scored: the decision is the last that every job leaves.
+    finished = (folder / "promotion" / "manifest.json").is_file()
+    process = subprocess.Popen(
+        [executable, *command.split()[1:]], env=environment, cwd=Path(__file__).parents[1]
     )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} ended with {os.waitstatus_to_exitcode(status)}")
     records = [*quality(name, folder, command), *index(name, folder, command)]
     if not finished:
-        records += cost(name, time.monotonic() - begun, command)
+        records += cost(name, time.monotonic() - begun, usage.ru_maxrss / 2**20, command)
     return records
 
 
@@ -103,12 +103,11 @@ def index(name: str, folder: Path, command: str) -> list[Record]:
     ]
 
 
-def cost(name: str, seconds: float, command: str) -> list[Record]:
-    """Wall time of the whole job, and the largest resident set of any of its processes."""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+def cost(name: str, seconds: float, peak: float, command: str) -> list[Record]:
+    """Wall time of the whole job, and the largest resident set of any of its processes (GiB)."""
     return [
         Record(COST, name, "seconds", seconds, "", None, "", command),
-        Record(COST, name, "peak GiB of any process so far", peak, "", None, "", command),
+        Record(COST, name, "peak GiB of its largest process", peak, "", None, "", command),
     ]
 
 
