@@ -325,5 +325,5 @@ class TuningReport(Manifest):
     best_trial: int
     best_value: float
     best_overrides: list[str] = Field(description="a.b=c, as `--set` takes them")
-    best_model: str = Field(description="folder of the best trial's model")
+    best_model: str = Field(description="folder of the best trial's model, which is not refitted")
     trials: list[TrialReport] = Field(description="by falling value")

@@ -22,6 +22,8 @@ _READ_BATCH = 4096
 #: Batches that are sorted by length together, so that sequences of one batch are about equally
 #: long and little of it is padding.
 _SORTED_BATCHES = 16
+#: No epoch has more parts of that many batches.
+_MOST_PARTS = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +223,9 @@ def training_batches(
         parsed = several.map(
             lambda bytes_: _parse(bytes_, spec), num_parallel_calls=tf.data.AUTOTUNE
         )
-        return parsed.flat_map(
-            lambda rows: _batches_by_length(rows, sized_by, batch_size, [seed, epoch])
+        # Without the number each part of an epoch would have its lengths in the same order.
+        return parsed.enumerate(epoch * _MOST_PARTS).flat_map(
+            lambda part, rows: _batches_by_length(rows, sized_by, batch_size, [seed, part])
         )
 
     return (
@@ -252,10 +255,16 @@ def _flat_labels(rows: dict[str, Any], schema: Schema) -> dict[str, tf.Tensor]:
     flat = {name: values.values for name, values in rows.items() if name != "user"}
     for feature in schema.query:
         if feature.is_list:
-            flat[feature.name] = rows[feature.name].to_tensor("")
+            flat[feature.name] = _at_least_one_column(rows[feature.name].to_tensor(""))
         elif feature.vector_dim:
             flat[feature.name] = tf.reshape(flat[feature.name], [-1, feature.vector_dim])
     return flat | {"sequence": sequence, "known": tf.cast(flat["known"], tf.int32)}
+
+
+def _at_least_one_column(history: tf.Tensor) -> tf.Tensor:
+    """Pad histories that are all empty: encoders look at position 0, whatever they make of it."""
+    missing = tf.maximum(1 - tf.shape(history)[1], 0)
+    return tf.concat([history, tf.fill([tf.shape(history)[0], missing], "")], axis=1)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Softmax(tfrs.tasks.Retrieval):
     def _hardest(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Mask all but the hardest negatives and the label."""
         is_label = tf.one_hot(labels, tf.shape(logits)[1], on_value=True, off_value=False)
-        kept = tf.minimum(self._num_hard_negatives, tf.shape(logits)[1] - 1)
+        kept = tf.clip_by_value(tf.shape(logits)[1] - 1, 1, self._num_hard_negatives)
         hardest = tf.math.top_k(tf.where(is_label, _MASKED, logits), kept).values
         return tf.where(is_label | (logits >= hardest[:, -1:]), logits, _MASKED)
 

@@ -41,7 +41,7 @@ class DotProduct:
         queries: `[n, dim]`.
         candidates: `[num_items, dim]`.
         repeat: `[n, length]`, added to the scores of the items of the history; None for none.
-        history: `[n, any]`, corpus rows of these items, -1 for none.
+        history: `[n, length]`, corpus rows of these items, -1 for none.
     """
 
     def __init__(

@@ -125,13 +125,17 @@ def _rows_of_sessions(
     events = np.pad(history, ((0, 0), (0, 1)), constant_values=-1)
     events[np.arange(len(events)), length] = np.concatenate([split.label for split in known])
     order = np.lexsort((length, at, user))
-    # A history that is full no longer shows where its session began.
-    other_begin = np.diff(events[order, 0], prepend=-1) != 0
-    begins = other_begin & (length[order] < history.shape[1])
+    events, length = events[order], length[order]
+    # A history that is full no longer shows where its session began; one that was cut begins with
+    # an item that the example before it lists, so late that the rest of it fits.
+    before = np.vstack([np.full((1, events.shape[1]), -2), events[:-1]])
+    rest = np.concatenate([[0], length[:-1] + 1])[:, None] - np.arange(events.shape[1])
+    cut = ((before == events[:, :1]) & (rest <= length[:, None])).any(axis=1) & (length > 1)
+    begins = (np.diff(events[:, 0], prepend=-1) != 0) & (length < history.shape[1]) & ~cut
     begins |= np.diff(user[order], prepend=-1) != 0
     session = np.empty_like(user)
     session[order] = np.cumsum(begins) - 1
-    return session, at, events
+    return session[order], at[order], events
 
 
 def _first_of_each_row(matrix: sparse.csr_array, most: int) -> sparse.csr_array:

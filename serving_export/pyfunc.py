@@ -113,7 +113,8 @@ def _vectors(cells: Any, name: str, dim: int) -> np.ndarray[Any, Any]:
 def _items(cell: Any) -> list[str | bytes]:
     if cell is None or isinstance(cell, float):
         return []
-    return [_text(value) for value in cell if value is not None]
+    # A missing value keeps its place: the histories of a query list the same events.
+    return ["" if value is None else _text(value) for value in cell]
 
 
 def _text(value: Any) -> str | bytes:

@@ -50,7 +50,10 @@ class Retriever(tf.Module):
       `[batch, any]`, ids not to return, padded with "". Gives `ids` string and `scores` float32,
       `[batch, min(k, N)]`, best first; where fewer than k candidates are left, id "" and score
       -inf at the end.
-    - `embed_query`, `embed_candidate`: raw features to `embedding` float32 `[batch, dim]`.
+    - `embed_query`, `embed_candidate`: raw features to `embedding` float32 `[batch, dim]`, and of
+      queries `repeat` float32 `[batch, length]` if the towers give it.
+
+    Histories list the same events, so all of them must be given in one width.
 
     Unknown ids and empty histories are no errors. A query is cold when the schema has item
     histories or user ids and none of them holds a value of its training vocabulary; it is answered
@@ -121,7 +124,16 @@ class Retriever(tf.Module):
         return outputs
 
     def _recent(self, features: Mapping[str, tf.Tensor]) -> Tensors:
-        return {f.name: _recent(features[f.name], f.length) for f in self._schema.histories()}
+        """The latest events of the histories, as in training: a value within may be missing."""
+        listed = [f.name for f in self._schema.item_histories] or [
+            f.name for f in self._schema.histories()
+        ]
+        if not listed:
+            return {}
+        happened = tf.reduce_any(tf.stack([features[name] != "" for name in listed]), axis=0)
+        return {
+            f.name: _latest(features[f.name], happened, f.length) for f in self._schema.histories()
+        }
 
     def embed_candidate(self, /, **features: tf.Tensor) -> Tensors:
         """Embed raw candidate features as `embedding` `[batch, dim]`."""
@@ -223,9 +235,9 @@ def _lines(file: Path) -> tf.lookup.StaticHashTable:
     return tf.lookup.StaticHashTable(initializer, default_value=-1)
 
 
-def _recent(history: tf.Tensor, length: int) -> tf.Tensor:
-    """The last `length` values, as in training, padded at the end to `[batch, length]`."""
-    values = tf.ragged.boolean_mask(history, history != "")
+def _latest(history: tf.Tensor, happened: tf.Tensor, length: int) -> tf.Tensor:
+    """Values of the last `length` events, padded at the end to `[batch, length]`."""
+    values = tf.ragged.boolean_mask(history, happened)
     return values[:, -length:].to_tensor("", shape=[None, length])
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from recsys.config import load_config
-from recsys.dataset import raw_batches, read_corpus
+from recsys.dataset import read_corpus, training_batches
 from recsys.features import FeatureEncoder
 from recsys.models.embed import embed, in_batches, load_towers
 from recsys.models.retrieval import TwoTower
@@ -109,7 +109,7 @@ def model(config, data):
 def embedded(model, data):
     corpus = read_corpus(data)
     towers = load_towers(model.directory / model.towers)
-    vectors = embed(towers, "embed_candidate", in_batches(corpus.features))
+    vectors = embed(towers, "embed_candidate", in_batches(corpus.features))["embedding"]
     return dict(zip(corpus.item.astype(str), vectors, strict=True))
 
 
@@ -119,7 +119,7 @@ def test_records_hold_vectors_and_missing_ones_are_zeros(data, config):
     given = pd.read_parquet(config.data.items.path).set_index("item")["image"]
     assert images["blank"].tolist() == [0] * DIM
     np.testing.assert_allclose(images["i7"], given["i7"], rtol=1e-6)
-    batch = next(iter(raw_batches(data, data.train, 10_000)))
+    batch = next(iter(training_batches(data, [data.train], 10_000, range(1), 1, 10_000)))
     assert {tuple(taste) for taste in batch["taste"].numpy().tolist()} == {(0, 0), (1, 2)}
     users = pd.read_parquet(data.directory / data.users).set_index("user")["taste"]
     assert users["u1"].tolist() == [1, 2]
@@ -189,7 +189,7 @@ def test_raw_text_is_answered_by_a_fresh_process(config, data, model, tmp_path):
         "words": np.array([b"", b""], object),
         "image": np.zeros([2, DIM], np.float32),
     }
-    expected = embed(towers, "embed_candidate", in_batches(features))
+    expected = embed(towers, "embed_candidate", in_batches(features))["embedding"]
     encoder = tmp_path.parent / "hidden"
     shutil.move(config.schema_["title"].encoder, encoder)
     try:

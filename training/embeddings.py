@@ -43,7 +43,19 @@ def two_tower_scorer(
     with named_corruption(data, data.test):
         embedded = embed(towers, "embed_query", queries)
     candidates = embed(towers, "embed_candidate", items)["embedding"]
-    return DotProduct(embedded["embedding"], candidates, embedded.get("repeat"), history)
+    repeat = embedded.get("repeat")
+    seen = None if repeat is None else _latest(history, repeat.shape[1])
+    return DotProduct(embedded["embedding"], candidates, repeat, seen)
+
+
+def _latest(history: NDArray[np.int32], length: int) -> NDArray[np.int32]:
+    """The last `length` items of each history, `[n, length]`: another model may list fewer."""
+    size = (history >= 0).sum(axis=1, keepdims=True)
+    place = np.maximum(size - length, 0) + np.arange(length)
+    padded = np.pad(history, ((0, 0), (0, 1)), constant_values=-1)
+    inside = np.where(place < size, place, history.shape[1])
+    latest: NDArray[np.int32] = np.take_along_axis(padded, inside, axis=1)
+    return latest
 
 
 def _check_inputs(signature: Any, available: Mapping[str, tf.TensorSpec], where: str) -> None:

@@ -103,12 +103,17 @@ class _Inputs:
             self.config.seed,
             train.shuffle_buffer,
         )
+        num_warm = max(1, int(np.count_nonzero(self.corpus.count)))
         half_life = self.config.model.loss.recency_half_life_days
         moments = [split.last_at for split in splits if split.last_at is not None]
         last = max(moments).timestamp() if half_life else 0.0
 
         def encode(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             row = self._rows.lookup(batch.pop("label"))
+            # Among the validation labels are items that training never saw: they have no vector
+            # of their own to be learned, and are no candidates of the loss.
+            batch["weight"] = tf.where(row < num_warm, batch["weight"], 0.0)
+            row = tf.where(row < num_warm, row, 0)
             time = batch.pop("time")
             if half_life:
                 age = (last - tf.cast(time, tf.float64) / 1e6) / _SECONDS_PER_DAY

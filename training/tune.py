@@ -117,7 +117,8 @@ class _Search:
         self, trial: optuna.Trial, values: dict[str, Any], folder: str, child: Tracker
     ) -> float:
         """Value of the best epoch."""
-        config = with_values(self._config, values)
+        # A refit does not change what a trial is valued by.
+        config = with_values(self._config, values | {"train.refit": False})
         monitor = config.train.monitor
         child.log_params({key: str(value) for key, value in values.items()})
         reported = set(self._study.reported(trial))

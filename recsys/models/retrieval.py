@@ -17,6 +17,8 @@ from recsys.models.towers import CandidateTower, ItemEmbedding, QueryTower, Towe
 from recsys.schema import Schema
 
 _EMBED_BATCH = 16_384
+#: Keeps the draws of popular items apart from all others of a step.
+_POPULAR_SALT = 0x5EED_0000_0000
 
 
 class TwoTower(tfrs.Model):
@@ -61,6 +63,8 @@ class TwoTower(tfrs.Model):
         # No share is zero: labels of the latest events, learned in the end, may be new ones.
         labels = np.maximum(corpus.labels[: self._num_warm], 0.5)
         self._label_share = tf.constant(labels / labels.sum(), tf.float32)
+        # In double precision: the tail of a large catalogue would be lost in a single one.
+        self._label_ends = tf.constant(np.cumsum(labels / labels.sum()), tf.float64)
         self._full = self._num_warm <= config.loss.full_softmax_up_to
         self._task = Softmax(
             config.loss.temperature, config.loss.num_hard_negatives, config.loss.half_precision
@@ -77,7 +81,7 @@ class TwoTower(tfrs.Model):
         def items() -> tuple[FeatureEmbedding, ItemEmbedding]:
             sizes = self._encoder().vocabulary_sizes()
             embedding = FeatureEmbedding(schema, sizes, config.embedding_dim)
-            dropped = dropouts(config.id_dropout)
+            dropped = (dropouts(config.id_dropout), dropouts(config.id_dropout))
             return embedding, ItemEmbedding(schema, embedding, config.embedding_dim, known, dropped)
 
         embedding, listed = items()
@@ -168,8 +172,10 @@ class TwoTower(tfrs.Model):
         uniform = tf.random.stateless_uniform(
             [loss.num_uniform_negatives], seed, maxval=self._num_warm, dtype=tf.int32
         )
-        places = tf.random.stateless_uniform([loss.num_popular_negatives], seed + 1)
-        popular = tf.searchsorted(tf.cumsum(self._label_share), places, side="right")
+        places = tf.random.stateless_uniform(
+            [loss.num_popular_negatives], seed ^ _POPULAR_SALT, dtype=tf.float64
+        )
+        popular = tf.searchsorted(self._label_ends, places, side="right")
         popular = tf.minimum(popular, self._num_warm - 1)
         rows, place = tf.unique(tf.concat([row, uniform, popular], axis=0))
         draws = tf.cast(tf.shape(row)[0] + loss.num_popular_negatives, tf.float32)

@@ -31,7 +31,7 @@ class ItemEmbedding(tf.keras.layers.Layer):
         dim: of the result.
         known: encoded features of the items of the id's vocabulary, `[vocabulary, ...]` by name,
             which histories list.
-        id_dropout: drops ids.
+        id_dropouts: drop ids of candidates, and of histories.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ItemEmbedding(tf.keras.layers.Layer):
         embedding: FeatureEmbedding,
         dim: int,
         known: Mapping[str, tf.Tensor],
-        id_dropout: StatelessDropout,
+        id_dropouts: tuple[StatelessDropout, StatelessDropout],
     ) -> None:
         super().__init__()
         self._id = next(f for f in schema.candidate if f.source_column == "item")
@@ -51,13 +51,16 @@ class ItemEmbedding(tf.keras.layers.Layer):
             f.name: tf.Variable(known[f.name], trainable=False, name=f"known_{f.name}")
             for f in self._others
         }
-        self._id_dropout = id_dropout
+        self._candidate_dropout, self._history_dropout = id_dropouts
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Embed encoded candidate features, `[batch, dim]`."""
+        dropped = self._candidate_dropout.dropped(tf.shape(encoded[self._id.name]), training)
+        return self._embed(encoded, dropped)
+
+    def _embed(self, encoded: Mapping[str, tf.Tensor], dropped: tf.Tensor) -> tf.Tensor:
         ids = encoded[self._id.name]
-        unknown = tf.minimum(ids, _UNKNOWN)
-        ids = tf.where(self._id_dropout.dropped(tf.shape(ids), training), unknown, ids)
+        ids = tf.where(dropped, tf.minimum(ids, _UNKNOWN), ids)
         output = self._embedding([self._id], {self._id.name: ids})
         if self._side is not None:
             output += self._side(self._embedding(self._others, encoded))
@@ -67,7 +70,8 @@ class ItemEmbedding(tf.keras.layers.Layer):
         """Embed the encoded ids of a history: `[batch, length]` to `[batch, length, dim]`."""
         flat = tf.reshape(ids, [-1])
         encoded = {name: tf.gather(values, flat) for name, values in self._known.items()}
-        output = self(encoded | {self._id.name: flat}, training=training)
+        dropped = self._history_dropout.dropped(tf.shape(flat), training)
+        output = self._embed(encoded | {self._id.name: flat}, dropped)
         return tf.reshape(output, [-1, tf.shape(ids)[1], output.shape[-1]])
 
 
@@ -122,8 +126,11 @@ class QueryTower(tf.keras.layers.Layer):
         states = []
         if self._item_histories or self._other_histories:
             events = self._event_vectors(encoded, training)
-            known = encoded.get("known", self._num_events(encoded))
-            sequence = encoded.get("sequence", tf.range(tf.shape(known)[0]))
+            if "known" in encoded:
+                sequence, known = encoded["sequence"], encoded["known"]
+            else:
+                known = self._num_events(encoded)
+                sequence = tf.range(tf.shape(known)[0])
             states = [self._state(events, sequence, known, training)]
             if self._repeats is not None:
                 outputs["repeat"] = self._repeats(events, sequence, known)

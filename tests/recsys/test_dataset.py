@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from recsys.artifacts import ArtifactError
 from recsys.dataset import (
+    _flat_labels,
     named_corruption,
     raw_batches,
     read_corpus,
@@ -14,6 +15,7 @@ from recsys.dataset import (
     read_sequences,
     training_batches,
 )
+from recsys.schema import Schema
 
 
 @pytest.fixture
@@ -102,6 +104,23 @@ def test_sequences_of_a_batch_are_about_equally_long(prepared):
         padded += batch["history"].shape[0] * batch["history"].shape[1]
         held += np.count_nonzero(batch["history"].numpy())
     assert held > 0.9 * padded
+
+
+def test_a_batch_of_empty_histories_has_a_place_to_look_at():
+    empty = tf.RaggedTensor.from_row_lengths(tf.constant([], tf.string), [0, 0])
+    one = tf.ragged.constant([[b"a"], [b"b", b"c"]])
+    rows = {"label": one, "known": tf.ragged.constant([[0], [0, 0]]), "history": empty}
+    schema = Schema.model_validate(
+        {
+            "features": [
+                {"name": "history", "side": "query", "kind": "history", "of": "item_id"},
+                {"name": "item_id", "side": "candidate", "kind": "id", "column": "item"},
+            ]
+        }
+    )
+    batch = _flat_labels(rows, schema)
+    assert batch["history"].numpy().tolist() == [[b""], [b""]]
+    assert batch["sequence"].numpy().tolist() == [0, 1, 1]
 
 
 def test_the_latest_labels_join_the_training_ones(prepared):

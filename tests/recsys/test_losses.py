@@ -141,14 +141,15 @@ def test_the_correction_makes_samples_an_unbiased_view_of_the_corpus():
     rng = np.random.default_rng(1)
     items, queries = unit(rng, 20), unit(rng, 1)
     share = rng.dirichlet(np.ones(20)).astype(np.float32)
-    full = Softmax(temperature=0.5)(queries, items, tf.constant([3])).numpy()
+    softmax = Softmax(temperature=0.5)
+    full = softmax(queries, items, tf.constant([3])).numpy()
     losses = []
     for _ in range(400):
         drawn = np.unique(rng.choice(20, 40, p=share / share.sum()))
         rows = np.concatenate([[3], drawn[drawn != 3]])
         log_probability = np.log1p(-((1 - share[rows]) ** 40))
         losses.append(
-            Softmax(temperature=0.5)(
+            softmax(
                 queries,
                 tf.gather(items, rows),
                 tf.constant([0]),

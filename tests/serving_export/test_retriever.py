@@ -10,7 +10,7 @@ from recsys.models.embed import embed, in_batches
 from recsys.schema import Schema
 from serving_export import index
 from serving_export.index import ExactIndex, build
-from serving_export.retriever import Retriever, log_prior
+from serving_export.retriever import Retriever, _latest, log_prior
 from serving_export.verify import Expectation
 
 UNKNOWN = "🤷 no such id"
@@ -95,6 +95,14 @@ def test_seen_items_get_the_score_that_the_towers_add(tiny, tmp_path):
         assert all(len(set(row)) == 10 for row in ids)
         top = corpus.item[expected.argmax(axis=1)]
         assert (ids[:, 0] == top).mean() >= least
+
+
+def test_histories_of_a_query_keep_in_step_where_a_value_is_missing():
+    items = tf.constant([["", "a", "b", "c"], ["a", "", "", ""]])
+    kinds = tf.constant([["", "x", "", "z"], ["", "", "", ""]])
+    happened = items != ""
+    assert _latest(items, happened, 2).numpy().tolist() == [[b"b", b"c"], [b"a", b""]]
+    assert _latest(kinds, happened, 2).numpy().tolist() == [[b"", b"z"], [b"", b""]]
 
 
 def test_both_variants_answer_alike(world, tiny):

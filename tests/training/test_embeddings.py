@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from recsys.artifacts import ArtifactError
 from recsys.dataset import read_corpus
-from training.embeddings import two_tower_scorer
+from training.embeddings import _latest, two_tower_scorer
 
 TRAIN = [("u", "b", "a")]
 NONE = np.zeros((3, 0), np.int32)
@@ -48,6 +48,13 @@ def test_a_savedmodel_without_the_signatures_is_named(data, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
     with pytest.raises(ArtifactError, match="no signature 'embed_query'"):
         two_tower_scorer(tmp_path / "other", data, read_corpus(data), NONE)
+
+
+def test_a_model_that_lists_fewer_or_more_events_gets_its_latest_ones():
+    history = np.array([[1, 2, 3, -1], [4, 5, 6, 7], [8, -1, -1, -1]], np.int32)
+    assert _latest(history, 2).tolist() == [[2, 3], [6, 7], [8, -1]]
+    assert _latest(history, 5).tolist() == [[1, 2, 3, -1, -1], [4, 5, 6, 7, -1], [8, *[-1] * 4]]
+    assert _latest(NONE, 2).tolist() == [[-1, -1]] * 3
 
 
 def test_a_corrupt_shard_is_named(data, tiny_towers):

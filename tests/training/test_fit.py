@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from recsys.dataset import read_corpus, read_interactions, read_sequences
 from recsys.metrics import per_query
 from recsys.ranks import rank_queries
 from training.embeddings import two_tower_scorer
-from training.fit import fit
+from training.fit import _Inputs, fit
 
 FIT = """
 import sys
@@ -89,6 +90,51 @@ def test_killed_in_the_middle_it_ends_like_an_undisturbed_one(trained, config, p
     assert resumed.best_epoch == undisturbed.best_epoch
     np.testing.assert_allclose(resumed.curves[monitor], undisturbed.curves[monitor], rtol=1e-6)
     assert not list((tmp_path / "model").glob(".*unfinished"))
+
+
+def wait_and_kill(process, file):
+    deadline = time.monotonic() + 240
+    while not file.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_refit_learns_the_validation_labels_and_survives_a_kill(config, prepared, tmp_path):
+    train = config.train.model_copy(update={"refit": True, "epochs": 3})
+    config = config.model_copy(update={"train": train})
+    whole = fit(config, prepared, tmp_path / "whole")
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", FIT, str(tmp_path / "config.json"), str(prepared.directory)]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE)
+    wait_and_kill(process, tmp_path / "killed" / "checkpoints" / "refit" / "state.json")
+    assert not TrainedModel.exists(tmp_path / "killed")
+    killed = fit(config, prepared, tmp_path / "killed")
+    corpus = read_corpus(prepared)
+    queries = read_interactions(prepared, prepared.test, corpus)
+    scores = [
+        two_tower_scorer(m.directory / m.towers, prepared, corpus, queries.history).scores(
+            slice(0, 50)
+        )
+        for m in (whole, killed)
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    plain = config.model_copy(update={"train": train.model_copy(update={"refit": False})})
+    other = fit(plain, prepared, tmp_path / "plain")
+    towers = other.directory / other.towers
+    without = two_tower_scorer(towers, prepared, corpus, queries.history).scores(slice(0, 50))
+    assert not np.allclose(without, scores[0], atol=1e-3)
+
+
+def test_labels_that_training_never_saw_do_not_count(config, prepared):
+    inputs = _Inputs(config, prepared)
+    count = np.where(np.arange(len(inputs.corpus)) < 40, inputs.corpus.count, 0)
+    inputs.corpus = dataclasses.replace(inputs.corpus, count=count)
+    batch = next(iter(inputs.training([prepared.recent], range(1))))
+    assert (batch["row"].numpy() < 40).all()
+    assert (batch["weight"].numpy() == 0).any()
+    model = inputs.build_model([prepared.recent])
+    assert np.isfinite(model.train_step(batch)["loss"])
 
 
 def test_data_of_another_schema_are_refused(config, prepared, tmp_path):

@@ -26,7 +26,7 @@ def test_every_setting_is_a_parameter_and_logging_twice_is_harmless(config, trac
     tracker.log_config(config)
     tracker.log_config(config)
     params = MlflowClient(tracker.uri).get_run(tracker.run_id).data.params
-    assert params["train.global_batch_size"] == "128"
+    assert params["train.global_batch_size"] == "32"
     assert params["data.split.kind"] == "time"
 
 

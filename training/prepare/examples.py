@@ -90,7 +90,7 @@ def build_training(
     )
     pieces = every.withColumn("first", F.explode(F.array_distinct(F.col("every")["first"])))
     pieces = pieces.withColumn(
-        "labels", F.filter("every", lambda label: label["first"] == F.col("first"))
+        "labels", F.filter("every", lambda own: own["first"] == F.col("first"))
     )
     return pieces.select("user", "first", *_history(schema), "labels")
 

@@ -56,14 +56,15 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
         examples = build_examples(sequences, config, tables.homes, held_out)
         examples = _persisted(examples, stack)
         training = _persisted(build_training(sequences, config, tables.homes, "train"), stack)
-        recent = build_training(sequences, config, tables.homes, "validation")
+        recent = _persisted(build_training(sequences, config, tables.homes, "validation"), stack)
         labels = training.select("user", F.inline("labels"))
         corpus = _persisted(build_corpus(events, tables.items, schema, tables.homes), stack)
         counts = _count_windows(examples, labels, corpus)
         _require_examples(counts, config, cleaned, points)
         vocabularies = write_vocabularies(events, schema, directory)
         lines = read_vocabularies(spark, directory)
-        check_no_leak(events, examples, training, lines, data.split, points)
+        learned = training.unionByName(recent)
+        check_no_leak(events, examples, learned, lines, data.split, points)
         users = build_users(sequences, config, tables.homes)
         return PreparedData(
             directory=directory,
@@ -139,9 +140,9 @@ def _count_windows(
         F.max("at").alias("last_at"),
         cold.alias("num_cold_users"),
     )
-    labels = {"train": "labels", "validation": "validation_labels", "test": "test_labels"}
-    items = corpus.filter("count = 0").agg(*(F.count_if(F.col(n) > 0) for n in labels.values()))
-    cold_items = dict(zip(labels, items.first(), strict=True))
+    counted = {"train": "labels", "validation": "validation_labels", "test": "test_labels"}
+    items = corpus.filter("count = 0").agg(*(F.count_if(F.col(n) > 0) for n in counted.values()))
+    cold_items = dict(zip(counted, items.first(), strict=True))
     return {
         row["window"]: WindowCounts(num_cold_items=cold_items[row["window"]], **row.asDict())
         for row in rows.collect()

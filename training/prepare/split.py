@@ -132,7 +132,7 @@ def check_no_leak(
         examples: with `window`, `at`, `order` of the label; `newest`, a struct of `at` and `order`
             of the latest event that its query features were made from; `stage`, the highest index
             in `STAGES` of the window of one of these events.
-        training: see `build_training`.
+        training: of all windows that are learned from, see `build_training`.
         vocabularies: `feature` and `value`, a row per line of the files.
         split: the rule; a given one decides itself what may be learned before what.
         points: of a time split; None where time does not split.

@@ -83,7 +83,9 @@ def write_sequences(
     Raises:
         PrepareError: another number of records is read back than was to be written.
     """
-    key = ("user", "first")
+    # No two sequences of a user begin with the same label, whichever session they are of.
+    key = ("user", "position")
+    training = training.withColumn("position", F.get("labels", F.lit(0))["position"])
     names = {"label": "item", "known": "known", "weight": "weight"}
     lists = [F.col("labels")[column].alias(name) for name, column in names.items()]
     lists.append(F.transform("labels", lambda label: _moment(label, config)).alias("time"))

@@ -1,5 +1,7 @@
 """The contract of a retrieval model, over every history encoder and loss."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -135,6 +137,20 @@ def test_saved_towers_answer_like_the_model(build, prepared, corpus, tmp_path):
     features = {name: tf.constant(values) for name, values in corpus.features.items()}
     items = loaded.signatures["embed_candidate"](**features)["embedding"].numpy()
     np.testing.assert_allclose(items, model.embed_corpus(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["hard", "mixed"])
+def test_a_corpus_of_one_warm_item_and_a_batch_of_one(prepared, corpus, loss):
+    single = dataclasses.replace(corpus, count=np.eye(1, len(corpus), dtype=np.int64)[0])
+    config = TwoTowerConfig.model_validate({"embedding_dim": 8, "loss": LOSSES[loss]})
+    encoder = FeatureEncoder(prepared)
+    model = TwoTower(config, prepared.features, encoder, single, 1)
+    model.compile(optimizer=tf.keras.optimizers.Adam(0.02))
+    raw = training_batches(prepared, [prepared.train], 1, range(1), seed=1, buffer=100)
+    batch = next(iter(raw))
+    batch.pop("label")
+    row = tf.zeros_like(batch["known"])
+    assert np.isfinite(model.train_step(encoder(batch) | {"row": row})["loss"])
 
 
 def test_seen_items_are_no_negatives_where_they_are_excluded(prepared, corpus):

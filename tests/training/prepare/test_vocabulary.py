@@ -51,19 +51,16 @@ def test_lines_are_read_back_by_feature(spark, events, tmp_path):
 
 
 def test_statistics_are_of_training(spark):
-    examples = spark.createDataFrame(
-        [("train", 1.0), ("train", 3.0), ("train", None), ("test", 99.0)],
-        "window string, f_age float",
-    )
+    labels = spark.createDataFrame([(1.0,), (3.0,), (None,)], "f_age float")
     corpus = spark.createDataFrame([(1, 5.0), (2, 5.0), (0, 70.0)], "count bigint, f_price float")
-    found = number_statistics(examples, corpus, schema_of())
+    found = number_statistics(labels, corpus, schema_of())
     assert (found["age"].mean, found["age"].std) == (2.0, 1.0)
     # All prices are equal: a deviation of 0 would divide by nothing.
     assert (found["price"].mean, found["price"].std) == (5.0, 1.0)
 
 
 def test_statistics_of_nothing(spark):
-    examples = spark.createDataFrame([], "window string, f_age float")
+    labels = spark.createDataFrame([], "f_age float")
     corpus = spark.createDataFrame([], "count bigint, f_price float")
-    found = number_statistics(examples, corpus, schema_of())
+    found = number_statistics(labels, corpus, schema_of())
     assert (found["age"].mean, found["age"].std) == (0.0, 1.0)
