@@ -148,7 +148,7 @@ def test_a_given_vector_alone_tells_the_cluster(data, model, embedded, alone):
     unknown["words"] = unknown["title"]
     features |= {n: v.astype(features[n].dtype) for n, v in unknown.items() if n != alone}
     towers = load_towers(model.directory / model.towers)
-    found = embed(towers, "embed_candidate", in_batches(features))
+    found = embed(towers, "embed_candidate", in_batches(features))["embedding"]
     centres = [
         np.mean([embedded[f"i{n}"] for n in range(c, NUM_ITEMS, NUM_CLUSTERS)], axis=0)
         for c in range(NUM_CLUSTERS)
