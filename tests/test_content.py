@@ -44,8 +44,8 @@ features:
   - {name: title, side: candidate, kind: text, encoder: encoder}
   - {name: words, side: candidate, kind: text, column: title, ngrams: 2, length: 3, dim: 4}
   - {name: image, side: candidate, kind: vector, dim: 4}
-model: {embedding_dim: 16, dropout: 0}
-train: {epochs: 2, global_batch_size: 64, learning_rate: 0.03}
+model: {embedding_dim: 16, dropout: 0, id_dropout: 0.3}
+train: {epochs: 3, global_batch_size: 16, learning_rate: 0.03}
 export: {index: {k: 10}, parity_queries: 16}
 evaluation: {k: [20]}
 registry: {model: content}
@@ -140,7 +140,7 @@ def test_an_item_without_clicks_lies_near_its_twin(embedded):
 
 @pytest.mark.parametrize("alone", ["title", "image"])
 def test_a_given_vector_alone_tells_the_cluster(data, model, embedded, alone):
-    """An item of which nothing else is known lies nearest to its own cluster, for most clusters."""
+    """An item of which nothing else is known lies nearer to its own cluster than to the others."""
     corpus = read_corpus(data)
     rows = [list(corpus.item.astype(str)).index(twin(n)) for n in range(NUM_CLUSTERS)]
     features = {name: values[rows] for name, values in corpus.features.items()}
@@ -153,8 +153,11 @@ def test_a_given_vector_alone_tells_the_cluster(data, model, embedded, alone):
         np.mean([embedded[f"i{n}"] for n in range(c, NUM_ITEMS, NUM_CLUSTERS)], axis=0)
         for c in range(NUM_CLUSTERS)
     ]
-    nearest = (found @ np.transpose(centres)).argmax(axis=1)
-    assert np.mean(nearest == np.arange(NUM_CLUSTERS)) > 0.6
+    similarity = found @ np.transpose(centres)
+    own = np.diag(similarity)
+    others = (similarity.sum(axis=1) - own) / (NUM_CLUSTERS - 1)
+    assert np.mean(own > others) > 0.8
+    assert own.mean() > others.mean() + 0.1
 
 
 def test_the_encoder_is_frozen_and_in_no_checkpoint(config, data, model):
