@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-from records import RESULTS, Record, read, write
+from records import RESULTS, Record, read, replace
 
 from recsys.artifacts import EvaluationReport, ExportedModel, PreparedData, Promotion
 
@@ -142,13 +142,12 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.names or CONFIGS:
         records = run(name, arguments.data, arguments.runs)
-        known = read("end_to_end") if (RESULTS / "end_to_end.json").is_file() else []
-        kept = [
-            Record(**{k: v for k, v in row.items() if k != "ratio"})  # type: ignore[arg-type]
-            for row in known
-            if row["data"] != name or (row["what"] == COST and not has_cost(records))
-        ]
-        write("end_to_end", sorted([*kept, *records], key=lambda r: list(CONFIGS).index(r.data)))
+        anew = has_cost(records)
+        replace(
+            "end_to_end",
+            records,
+            lambda row, data=name, anew=anew: row["data"] == data and (row["what"] != COST or anew),
+        )
     picture(read("end_to_end"), RESULTS / "end_to_end.png")
 
 

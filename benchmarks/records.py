@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -45,6 +45,17 @@ def write(name: str, records: Sequence[Record]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text(_markdown(name, rows), encoding="utf-8")
+
+
+def replace(
+    name: str, records: Sequence[Record], stale: Callable[[dict[str, object]], bool]
+) -> None:
+    """Write records in place of the stale rows of `results/NAME.json`; data keep their order."""
+    known = read(name) if (RESULTS / f"{name}.json").is_file() else []
+    fields = [{k: v for k, v in row.items() if k != "ratio"} for row in known if not stale(row)]
+    kept = [Record(**row) for row in fields]  # type: ignore[arg-type]
+    order = list(dict.fromkeys([*(str(row["data"]) for row in known), *(r.data for r in records)]))
+    write(name, sorted([*kept, *records], key=lambda record: order.index(record.data)))
 
 
 def read(name: str) -> list[dict[str, object]]:

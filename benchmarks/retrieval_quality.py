@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from records import RESULTS, Record, read, write
+from records import Record, replace
 
 from recsys.artifacts import EvaluationReport, TrainedModel
 from recsys.config import load_config
@@ -234,14 +234,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.names or STUDIES:
         records = study(name, arguments.data, arguments.runs.resolve())
-        known = read("retrieval_quality") if (RESULTS / "retrieval_quality.json").is_file() else []
-        kept = [
-            Record(**{k: v for k, v in row.items() if k != "ratio"})  # type: ignore[arg-type]
-            for row in known
-            if row["data"] != name
-        ]
-        order = list(STUDIES)
-        write("retrieval_quality", sorted([*kept, *records], key=lambda r: order.index(r.data)))
+        replace("retrieval_quality", records, lambda row, data=name: row["data"] == data)
 
 
 if __name__ == "__main__":
