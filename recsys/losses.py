@@ -50,6 +50,8 @@ class Softmax(tfrs.tasks.Retrieval):
         num_hard_negatives: keep only this many candidates of the highest logits, per query, beside
             the label; all when None (as in `tfrs.tasks.Retrieval`).
         half_precision: multiply in bfloat16; sums and the softmax itself stay in float32.
+        label_smoothing: share of the target that all candidates divide evenly (Szegedy et al.,
+            CVPR 2016); masked ones have none of it.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Softmax(tfrs.tasks.Retrieval):
         temperature: float,
         num_hard_negatives: int | None = None,
         half_precision: bool = False,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(temperature=temperature, num_hard_negatives=num_hard_negatives)
+        self._label_smoothing = label_smoothing
         self._dtype = tf.bfloat16 if half_precision else tf.float32
 
     def call(
@@ -126,7 +130,8 @@ class Softmax(tfrs.tasks.Retrieval):
             logits = tf.cast(tf.matmul(query, scaled, transpose_b=True), tf.float32)
             logits += _of_negatives(targets.bias, targets.labels[rows])
             logits = self._adjusted(logits, targets, rows, added, masks)
-            loss, error = _errors(logits, targets.labels[rows], targets.weight[rows])
+            target = self._target(logits, targets.labels[rows])
+            loss, error = _errors(logits, target, targets.weight[rows])
             at_seen = tf.gather(error, tf.maximum(seen, 0), batch_dims=1)
             error = tf.cast(error, self._dtype)
             total += loss
@@ -153,6 +158,15 @@ class Softmax(tfrs.tasks.Retrieval):
             logits = _added(logits, seen, added[rows] / self._temperature)
         return logits if self._num_hard_negatives is None else self._hardest(logits, labels)
 
+    def _target(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Return the probabilities that are wanted, `[batch, num_candidates]`."""
+        target = tf.one_hot(labels, tf.shape(logits)[1])
+        if not self._label_smoothing:
+            return target
+        reached = tf.cast(logits > _MASKED / 2, tf.float32)
+        even = reached / tf.reduce_sum(reached, axis=1, keepdims=True)
+        return (1 - self._label_smoothing) * target + self._label_smoothing * even
+
     def _hardest(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Mask all but the hardest negatives and the label."""
         is_label = tf.one_hot(labels, tf.shape(logits)[1], on_value=True, off_value=False)
@@ -167,12 +181,11 @@ def _of_negatives(bias: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.where(is_label, 0.0, bias)
 
 
-def _errors(logits: tf.Tensor, labels: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _errors(logits: tf.Tensor, target: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the sum of cross-entropies, and their gradients by logit, `[batch, candidates]`."""
     logp = tf.nn.log_softmax(logits)
-    error = tf.exp(logp) - tf.one_hot(labels, tf.shape(logits)[1])
-    loss = -tf.reduce_sum(weight * tf.gather(logp, labels, batch_dims=1))
-    return loss, error * weight[:, tf.newaxis]
+    loss = -tf.reduce_sum(weight * tf.reduce_sum(target * logp, axis=1))
+    return loss, (tf.exp(logp) - target) * weight[:, tf.newaxis]
 
 
 def _masked(logits: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:

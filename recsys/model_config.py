@@ -17,14 +17,18 @@ class Loss(Section):
     full_softmax_up_to: int = Field(
         20_000, ge=0, description="corpora up to this size are their own negatives, all of them"
     )
-    num_uniform_negatives: int = Field(
-        4096, ge=0, description="drawn per step from all items, beside the labels of the batch"
-    )
+    num_uniform_negatives: int = Field(4096, ge=0, description="drawn per step from all items")
     num_popular_negatives: int = Field(
         0, ge=0, description="drawn per step by how often items are labels"
     )
+    in_batch_negatives: bool = Field(
+        True, description="the labels of a batch are negatives of each other, where few are drawn"
+    )
     num_hard_negatives: int | None = Field(
         None, ge=1, description="only the hardest negatives of each query count; all if empty"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that all candidates divide evenly"
     )
     recency_half_life_days: float | None = Field(
         None, gt=0, description="a label so much older than the last one counts half"
@@ -32,6 +36,15 @@ class Loss(Section):
     half_precision: bool = Field(
         False, description="multiply in bfloat16: faster where the processor has it"
     )
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Loss:
+        drawn = self.num_uniform_negatives + self.num_popular_negatives
+        if not self.in_batch_negatives and not drawn:
+            raise ValueError(
+                "in_batch_negatives=false needs num_uniform_negatives or num_popular_negatives"
+            )
+        return self
 
 
 class HistoryEncoder(Section):

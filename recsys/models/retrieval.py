@@ -19,6 +19,8 @@ from recsys.schema import Schema
 _EMBED_BATCH = 16_384
 #: Keeps the draws of popular items apart from all others of a step.
 _POPULAR_SALT = 0x5EED_0000_0000
+#: Log of a probability that takes a candidate out of every softmax but that of its own query.
+_OUT_OF_REACH = 1e9
 
 
 class TwoTower(tfrs.Model):
@@ -67,7 +69,10 @@ class TwoTower(tfrs.Model):
         self._label_ends = tf.constant(np.cumsum(labels / labels.sum()), tf.float64)
         self._full = self._num_warm <= config.loss.full_softmax_up_to
         self._task = Softmax(
-            config.loss.temperature, config.loss.num_hard_negatives, config.loss.half_precision
+            config.loss.temperature,
+            config.loss.num_hard_negatives,
+            config.loss.half_precision,
+            config.loss.label_smoothing,
         )
 
     def _build_towers(self) -> None:
@@ -165,23 +170,38 @@ class TwoTower(tfrs.Model):
 
         Returns:
             Corpus rows `[num_candidates]`, places of the labels in them `[batch]`, and the log of
-            each candidate's probability to be in such a set.
+            each candidate's probability to be a negative of a query whose label it is not.
         """
         loss = self._config.loss
-        seed = tf.stack([tf.constant(self._seed, tf.int64), self.step])
-        uniform = tf.random.stateless_uniform(
-            [loss.num_uniform_negatives], seed, maxval=self._num_warm, dtype=tf.int32
-        )
-        places = tf.random.stateless_uniform(
-            [loss.num_popular_negatives], seed ^ _POPULAR_SALT, dtype=tf.float64
-        )
-        popular = tf.searchsorted(self._label_ends, places, side="right")
-        popular = tf.minimum(popular, self._num_warm - 1)
-        rows, place = tf.unique(tf.concat([row, uniform, popular], axis=0))
-        draws = tf.cast(tf.shape(row)[0] + loss.num_popular_negatives, tf.float32)
-        missed = draws * tf.math.log1p(-tf.gather(self._label_share, rows))
+        drawn = tf.concat([self._uniform(), self._popular()], axis=0)
+        batch = tf.size(row)
+        rows, place = tf.unique(tf.concat([row, drawn], axis=0))
+        by_share = loss.num_popular_negatives + (batch if loss.in_batch_negatives else 0)
+        missed = tf.cast(by_share, tf.float32) * tf.math.log1p(-tf.gather(self._label_share, rows))
         missed += loss.num_uniform_negatives * np.log1p(-1 / max(2, self._num_warm))
-        return rows, place[: tf.shape(row)[0]], tf.math.log(-tf.math.expm1(missed))
+        log_probability = tf.math.log(-tf.math.expm1(missed))
+        if not loss.in_batch_negatives:
+            ones = tf.ones_like(drawn, tf.float32)
+            times = tf.math.unsorted_segment_sum(ones, place[batch:], tf.size(rows))
+            log_probability = tf.where(times > 0, log_probability, _OUT_OF_REACH)
+        return rows, place[:batch], log_probability
+
+    def _uniform(self) -> tf.Tensor:
+        """Draw corpus rows, each as likely, `[num_uniform_negatives]`."""
+        shape = [self._config.loss.num_uniform_negatives]
+        return tf.random.stateless_uniform(
+            shape, self._now(), maxval=self._num_warm, dtype=tf.int32
+        )
+
+    def _popular(self) -> tf.Tensor:
+        """Draw corpus rows by how often they are labels, `[num_popular_negatives]`."""
+        shape = [self._config.loss.num_popular_negatives]
+        places = tf.random.stateless_uniform(shape, self._now() ^ _POPULAR_SALT, dtype=tf.float64)
+        rows = tf.searchsorted(self._label_ends, places, side="right")
+        return tf.minimum(rows, self._num_warm - 1)
+
+    def _now(self) -> tf.Tensor:
+        return tf.stack([tf.constant(self._seed, tf.int64), self.step])
 
     def _seen(self, inputs: Mapping[str, tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         """Places in `rows` of what a query's history lists, `[batch, any]`; -1 for none."""

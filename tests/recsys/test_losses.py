@@ -157,3 +157,22 @@ def test_the_correction_makes_samples_an_unbiased_view_of_the_corpus():
             ).numpy()
         )
     assert np.exp(losses).mean() == pytest.approx(np.exp(full), rel=0.03)
+
+
+def test_smoothed_labels_give_every_open_candidate_an_even_share(batch):
+    queries, items, labels, weight = batch
+    excluded = (labels + 1) % 9
+    reached = 1 - tf.one_hot(excluded, 9)
+
+    def reference(q, c):
+        logits = tf.where(reached > 0, tf.matmul(q, c, transpose_b=True) / 0.5, -1e9)
+        target = 0.9 * tf.one_hot(labels, 9) + 0.1 * reached / 8
+        return tf.reduce_mean(weight * tf.nn.softmax_cross_entropy_with_logits(target, logits))
+
+    softmax = Softmax(temperature=0.5, label_smoothing=0.1)
+    assert_same(
+        lambda q, c: softmax(q, c, labels, weight, seen=Seen(excluded[:, tf.newaxis])),
+        reference,
+        queries,
+        items,
+    )

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from recsys.model_config import Train, TwoTowerConfig
+from recsys.model_config import Loss, Train, TwoTowerConfig
 
 
 def test_heads_divide_the_dimension_where_there_are_heads():
@@ -15,6 +15,12 @@ def test_only_adam_decays_weights():
     with pytest.raises(ValidationError, match="weight_decay needs optimizer adam, not adagrad"):
         Train(optimizer="adagrad", weight_decay=0.1)
     assert Train(weight_decay=0.1).optimizer == "adam"
+
+
+def test_a_softmax_has_negatives():
+    with pytest.raises(ValidationError, match="in_batch_negatives=false needs num_uniform_neg"):
+        Loss(in_batch_negatives=False, num_uniform_negatives=0)
+    assert Loss(in_batch_negatives=False, num_uniform_negatives=0, num_popular_negatives=1)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])

@@ -20,6 +20,7 @@ LOSSES = {
         "normalize": False,
         "temperature": 1.0,
     },
+    "drawn": {"full_softmax_up_to": 0, "num_uniform_negatives": 30, "in_batch_negatives": False},
     "hard": {"full_softmax_up_to": 0, "num_uniform_negatives": 30, "num_hard_negatives": 20},
 }
 ENCODERS = ("mean", "gru", "lstm", "attention")
@@ -151,6 +152,21 @@ def test_a_corpus_of_one_warm_item_and_a_batch_of_one(prepared, corpus, loss):
     batch.pop("label")
     row = tf.zeros_like(batch["known"])
     assert np.isfinite(model.train_step(encoder(batch) | {"row": row})["loss"])
+
+
+def test_without_in_batch_negatives_a_label_competes_with_what_was_drawn_alone(prepared, corpus):
+    """Labels of other queries that were not drawn get no gradient from a query."""
+    config = TwoTowerConfig.model_validate({"embedding_dim": 8, "loss": LOSSES["drawn"]})
+    model = TwoTower(config, prepared.features, FeatureEncoder(prepared), corpus, 1)
+    row = tf.constant([3, 5, 3], tf.int32)
+    rows, labels, log_probability = model._draw(row)
+    drawn = set(model._uniform().numpy().tolist())
+    assert tf.gather(rows, labels).numpy().tolist() == row.numpy().tolist()
+    assert set(rows.numpy().tolist()) == drawn | {3, 5}
+    reached = {r for r, p in zip(rows.numpy(), log_probability.numpy(), strict=True) if p <= 0}
+    assert reached == drawn
+    expected = np.log(1 - (1 - 1 / model._num_warm) ** 30)
+    assert log_probability.numpy()[np.isin(rows, list(drawn))] == pytest.approx(expected, rel=1e-4)
 
 
 def test_seen_items_are_no_negatives_where_they_are_excluded(prepared, corpus):
