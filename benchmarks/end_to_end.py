@@ -106,8 +106,8 @@ def index(name: str, folder: Path, command: str) -> list[Record]:
 def cost(name: str, seconds: float, peak: float, command: str) -> list[Record]:
     """Wall time of the whole job, and the largest resident set of any of its processes (GiB)."""
     return [
-        Record(COST, name, "seconds", seconds, "", None, "", command),
-        Record(COST, name, "peak GiB of its largest process", peak, "", None, "", command),
+        Record(COST, name, "seconds", seconds, command),
+        Record(COST, name, "peak GiB of its largest process", peak, command),
     ]
 
 

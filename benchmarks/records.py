@@ -26,10 +26,10 @@ class Record:
     data: str
     metric: str
     value: float
-    peer: str
-    peer_value: float | None
-    target: str
     command: str
+    peer: str = ""
+    peer_value: float | None = None
+    target: str = ""
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: dict[str, str] = field(default_factory=_versions)
 

@@ -1,65 +1,82 @@
-"""Accuracy of retrieval on public protocols: seeds, ablations, defaults, counting baselines.
+"""Accuracy of retrieval on public protocols: seeds, defaults, ablations, counting baselines.
 
     python benchmarks/retrieval_quality.py --data ../shared/data --runs /tmp/quality [STUDY ...]
 
-Each data set is prepared once; each variant and seed is fitted and evaluated by `recsys fit` and
-`recsys evaluate` in processes of their own, over the whole corpus. A finished one is read again,
-not repeated. Epochs are chosen on the validation split; the test split is read once, by `evaluate`.
+Each data set is prepared once; each variant and seed is fitted by `recsys fit` in a process of its
+own. The test split is read by the tuned settings and by the package's defaults alone, once each, by
+`recsys evaluate` over the whole corpus. Ablations are compared on the validation split, where the
+settings were chosen. What is finished is read again, not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 from records import Record, replace
 
 from recsys.artifacts import EvaluationReport, TrainedModel
-from recsys.config import load_config
+from recsys.config import RunConfig, load_config
+from recsys.model_config import Train, TwoTowerConfig
 from recsys.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 RECSYS = Path(sys.executable).with_name("recsys")
-#: What the package does where a config says nothing of model and train.
-DEFAULTS = "defaults"
+#: Ablations learn from training labels alone: the validation labels compare them.
+NO_REFIT = "train.refit=false"
+MakeRecord = Callable[..., Record]
 
 
 @dataclass(frozen=True)
 class Study:
-    """One data set and protocol: metrics with what to beat and the target, variants by name."""
+    """One data set and protocol.
+
+    Attributes:
+        config: the tuned settings.
+        peers: by metric, whom to beat, with which value, and the target.
+        seeds: how many, from 1.
+        variants: overrides by name, compared on validation.
+        cold: overrides whose test figures are compared on cold items.
+    """
 
     config: str
     peers: dict[str, tuple[str, float, float]]
-    seeds: int
-    variants: dict[str, tuple[str, ...]]
+    seeds: int = 3
+    variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    cold: tuple[str, ...] = ()
 
 
 ENCODERS = {f"encoder {kind}": (f"model.history.kind={kind}",) for kind in ("mean", "gru", "lstm")}
+SAMPLED = "model.loss.full_softmax_up_to=0"
 STUDIES = {
     "amazon_beauty": Study(
         "benchmarks/configs/amazon_beauty.yaml",
         {"recall@10": ("eSASRec", 0.0928, 0.095), "ndcg@10": ("SASRec+SS", 0.0531, 0.055)},
-        3,
-        ENCODERS
+        variants=ENCODERS
         | {
-            "loss sampled, in-batch only": (
-                "model.loss.full_softmax_up_to=0",
-                "model.loss.num_uniform_negatives=0",
-            ),
-            "loss sampled, mixed": (
-                "model.loss.full_softmax_up_to=0",
-                "model.loss.num_uniform_negatives=2048",
+            "labels of the batch as negatives": (SAMPLED, "model.loss.num_uniform_negatives=0"),
+            "and 1024 uniform ones": (SAMPLED, "model.loss.num_uniform_negatives=1024"),
+            "1024 uniform ones alone": (
+                SAMPLED,
+                "model.loss.num_uniform_negatives=1024",
+                "model.loss.in_batch_negatives=false",
             ),
             "loss in float32": ("model.loss.half_precision=false",),
             "dot product": ("model.loss.normalize=false", "model.loss.temperature=1.0"),
+            "labels smoothed by 0.1": ("model.loss.label_smoothing=0.1",),
             "constant learning rate": ("train.schedule=constant",),
+            "warm-up of 200 steps": ("train.warmup_steps=200",),
+            "gradients clipped at 1": ("train.clip_norm=1.0",),
+            "weight decay 0.01": ("train.weight_decay=0.01",),
             "dropout 0.2": ("model.dropout=0.2",),
             "embeddings not shared": ("model.share_item_embeddings=false",),
         },
@@ -67,98 +84,121 @@ STUDIES = {
     "amazon_beauty_attributes": Study(
         "benchmarks/configs/amazon_beauty_attributes.yaml",
         {"recall@10": ("prototype", 0.0956, 0.105), "ndcg@10": ("prototype", 0.0559, 0.062)},
-        3,
-        {"ids dropped": ("model.id_dropout=0.1",)},
     ),
     "diginetica": Study(
         "benchmarks/configs/diginetica.yaml",
         {"recall@20": ("GCE-GNN", 0.5422, 0.550), "mrr@20": ("GCE-GNN", 0.1904, 0.195)},
-        1,
-        {},
+        seeds=1,
     ),
     "eshop_clothing": Study(
         "training/configs/eshop_clothing.yaml",
         {"recall@20": ("Markov", 0.7044, 0.75), "mrr@20": ("Markov", 0.2578, 0.29)},
-        3,
-        ENCODERS,
+        variants={
+            f"encoder {kind}": (f"model.history.kind={kind}",)
+            for kind in ("mean", "lstm", "attention")
+        }
+        | {"no score for seen items": ("model.history.repeats=false",)},
     ),
     "taobao": Study(
         "benchmarks/configs/taobao.yaml",
         {"ndcg@20": ("best counting baseline", 0.1620, 0.1944)},
-        3,
-        {},
+        variants={
+            "encoder attention": ("model.history.kind=attention",),
+            "no score for seen items": ("model.history.repeats=false",),
+        },
+    ),
+    "online_retail": Study(
+        "benchmarks/configs/online_retail.yaml",
+        {"ndcg@20": ("best counting baseline", 0.0487, 0.0487)},
+        seeds=1,
+        cold=("model.id_dropout=0.2",),
     ),
 }
 
 
-def study(name: str, data: Path, runs: Path) -> list[Record]:
-    """Figures of one study: the tuned config by seed, then each variant with one seed."""
-    chosen = STUDIES[name]
-    environment = os.environ | {"RECSYS_DATA": str(data.resolve())}
-    prepared = runs / name / "prepared"
-    _do(
-        ["prepare", "--config", chosen.config, "--run-dir", prepared],
-        prepared / "data",
-        environment,
-    )
-    records: list[Record] = []
-    tuned = [
-        _fit(
-            chosen,
-            runs / name / f"seed-{seed}",
-            (f"seed={seed}",),
-            prepared,
-            environment,
-            seed == 1,
-        )
-        for seed in range(1, chosen.seeds + 1)
-    ]
-    records += _mean_records(name, chosen, tuned)
-    records += _baseline_records(name, chosen, tuned[0])
-    for label, overrides in chosen.variants.items():
-        folder = runs / name / label.replace(" ", "-").replace(",", "")
-        run = _fit(chosen, folder, ("seed=1", *overrides), prepared, environment, False)
-        records += _variant_records(name, chosen, label, overrides, run, tuned[0])
-    return records
-
-
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """A finished fit, with what it took."""
+
     folder: Path
-    report: EvaluationReport
     model: TrainedModel
     seconds: float
+    gib: float
+
+    @property
+    def validation(self) -> float:
+        """The monitored metric of the best epoch."""
+        return max(self.model.curves[self.model.monitor])
+
+    def tested(self) -> EvaluationReport:
+        """Evaluate on the test split, over the whole corpus."""
+        do(["evaluate", "--run-dir", self.folder], self.folder / "evaluation")
+        return EvaluationReport.load(self.folder / "evaluation")
 
 
-def _do(arguments: Sequence[str | Path], directory: Path, environment: dict[str, str]) -> float:
-    """Run a step unless it is finished; returns its seconds, which are kept beside it."""
-    clock = directory.with_name(f"{directory.name}.seconds")
+class Runs:
+    """The runs of one study: all read what was prepared once."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self._config = ROOT / study.config
+        self._folder = folder
+        prepare = ["prepare", "--config", study.config, "--run-dir", folder / "prepared"]
+        do(prepare, folder / "prepared" / "data")
+
+    def fit(self, label: str, *overrides: str, all_baselines: bool = False) -> Run:
+        """Fit the study's settings with these overrides, in a folder of this name."""
+        few = () if all_baselines else ("evaluation.baselines=[popularity]",)
+        return self._fit(label, load_config(self._config, [*overrides, *few]))
+
+    def defaults(self) -> Run:
+        """Fit what the package does where a config says nothing of model and train."""
+        config = load_config(self._config, ["seed=1", "evaluation.baselines=[popularity]"])
+        train = Train(monitor=config.train.monitor, refit=config.train.refit)
+        changes = {"model": TwoTowerConfig(), "train": train}
+        return self._fit("defaults", config.model_copy(update=changes))
+
+    def _fit(self, label: str, config: RunConfig) -> Run:
+        folder = self._folder / label.replace(" ", "-")
+        if not (folder / "config.json").is_file():
+            RunFolder(folder).freeze(config)
+            (folder / "data").symlink_to(self._folder / "prepared" / "data")
+        usage = do(["fit", "--run-dir", folder], folder / "model")
+        return Run(folder, TrainedModel.load(folder / "model"), **usage)
+
+
+def do(arguments: Sequence[str | Path], directory: Path) -> dict[str, float]:
+    """Run a step unless it is finished; returns its seconds and peak GiB, kept beside it."""
+    kept = directory.with_name(f"{directory.name}.usage.json")
     if not (directory / "manifest.json").is_file():
         begun = time.monotonic()
-        subprocess.run([RECSYS, *arguments], env=environment, check=True, cwd=ROOT)
-        clock.write_text(f"{time.monotonic() - begun:.0f}")
-    return float(clock.read_text())
+        process = subprocess.Popen([RECSYS, *arguments], cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(
+                f"recsys {arguments[0]} ended with {os.waitstatus_to_exitcode(status)}"
+            )
+        spent = {"seconds": time.monotonic() - begun, "gib": usage.ru_maxrss / 2**20}
+        kept.write_text(json.dumps(spent))
+    spent = json.loads(kept.read_text())
+    return spent
 
 
-def _fit(
-    chosen: Study,
-    folder: Path,
-    overrides: tuple[str, ...],
-    prepared: Path,
-    environment: dict[str, str],
-    with_baselines: bool,
-) -> _Run:
-    os.environ.update(environment)
-    if not with_baselines:
-        overrides = (*overrides, "evaluation.baselines=[popularity]")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.json").is_file():
-        RunFolder(folder).freeze(load_config(ROOT / chosen.config, overrides))
-        (folder / "data").symlink_to(prepared / "data")
-    seconds = _do(["fit", "--run-dir", folder], folder / "model", environment)
-    _do(["evaluate", "--run-dir", folder], folder / "evaluation", environment)
-    report = EvaluationReport.load(folder / "evaluation")
-    return _Run(folder, report, TrainedModel.load(folder / "model"), seconds)
+def study(name: str, runs: Path) -> Iterator[Record]:
+    """Figures of one study: tuned by seed, beside baselines, defaults, ablations, cold items."""
+    chosen = STUDIES[name]
+    made = Runs(chosen, runs / name)
+    tuned = [
+        made.fit(f"seed {seed}", f"seed={seed}", all_baselines=seed == 1)
+        for seed in range(1, chosen.seeds + 1)
+    ]
+    reports = [run.tested() for run in tuned]
+    record = partial(Record, data=name)
+    yield from _means(chosen, tuned, reports, record)
+    yield from _beside_baselines(chosen, reports[0], record)
+    yield from _defaults(chosen, made.defaults(), reports[0], record)
+    yield from _ablations(chosen, made, record)
+    if chosen.cold:
+        yield from _cold(chosen, made.fit("cold", "seed=1", *chosen.cold), reports[0], record)
 
 
 def _command(chosen: Study, *overrides: str) -> str:
@@ -166,63 +206,87 @@ def _command(chosen: Study, *overrides: str) -> str:
     return f"recsys run --config {chosen.config}{changed}"
 
 
-def _mean_records(name: str, chosen: Study, runs: Sequence[_Run]) -> list[Record]:
-    records = []
+def _means(
+    chosen: Study, runs: Sequence[Run], reports: Sequence[EvaluationReport], record: MakeRecord
+) -> Iterator[Record]:
+    command = _command(chosen, f"seed=1..{len(runs)}")
     for metric, (peer, value, target) in chosen.peers.items():
-        figures = [run.report.model[metric].value for run in runs]
+        figures = [report.model[metric].value for report in reports]
         spread = f", standard deviation {stdev(figures):.4f}" if len(figures) > 1 else ""
-        records.append(
-            Record(
-                what=f"tuned, mean of {len(figures)} seeds{spread}",
-                data=name,
+        yield record(
+            what=f"tuned, test, mean of {len(figures)} seeds{spread}",
+            metric=metric,
+            value=mean(figures),
+            peer=peer,
+            peer_value=value,
+            target=f"at least {target}",
+            command=command,
+        )
+    spent = {"seconds": mean(run.seconds for run in runs), "peak GiB": max(run.gib for run in runs)}
+    for metric, value in spent.items():
+        yield record("fit, tuned", metric=metric, value=value, command=command)
+
+
+def _beside_baselines(
+    chosen: Study, report: EvaluationReport, record: MakeRecord
+) -> Iterator[Record]:
+    for metric in chosen.peers:
+        for baseline, values in report.baselines.items():
+            yield record(
+                what="tuned, test, seed 1",
                 metric=metric,
-                value=mean(figures),
-                peer=peer,
-                peer_value=value,
-                target=f"at least {target}",
-                command=_command(chosen, f"seed=1..{len(figures)}"),
+                value=report.model[metric].value,
+                peer=baseline,
+                peer_value=values[metric].value,
+                target="above",
+                command=_command(chosen, "seed=1"),
             )
-        )
-    seconds = mean(run.seconds for run in runs)
-    return [
-        *records,
-        Record("fit", name, "seconds", seconds, "", None, "", _command(chosen, "seed=1")),
-    ]
 
 
-def _baseline_records(name: str, chosen: Study, run: _Run) -> list[Record]:
-    return [
-        Record(
-            what="tuned, seed 1",
-            data=name,
+def _defaults(
+    chosen: Study, run: Run, tuned: EvaluationReport, record: MakeRecord
+) -> Iterator[Record]:
+    report = run.tested()
+    for metric in chosen.peers:
+        yield record(
+            what="defaults of the package, test, seed 1",
             metric=metric,
-            value=run.report.model[metric].value,
-            peer=baseline,
-            peer_value=values[metric].value,
-            target="above",
-            command=_command(chosen, "seed=1"),
-        )
-        for metric in chosen.peers
-        for baseline, values in run.report.baselines.items()
-    ]
-
-
-def _variant_records(
-    name: str, chosen: Study, label: str, overrides: tuple[str, ...], run: _Run, tuned: _Run
-) -> list[Record]:
-    return [
-        Record(
-            what=label,
-            data=name,
-            metric=metric,
-            value=run.report.model[metric].value,
+            value=report.model[metric].value,
             peer="tuned, seed 1",
-            peer_value=tuned.report.model[metric].value,
-            target="",
-            command=_command(chosen, "seed=1", *overrides),
+            peer_value=tuned.model[metric].value,
+            target="ratio at least 0.95",
+            command=f"{_command(chosen, 'seed=1')}, sections model and train left out",
         )
-        for metric in chosen.peers
-    ]
+
+
+def _ablations(chosen: Study, made: Runs, record: MakeRecord) -> Iterator[Record]:
+    if not chosen.variants:
+        return
+    whole = made.fit("ablation of nothing", "seed=1", NO_REFIT)
+    for label, overrides in chosen.variants.items():
+        run = made.fit(label, "seed=1", NO_REFIT, *overrides)
+        yield record(
+            what=f"ablation: {label}",
+            metric=f"validation {run.model.monitor}",
+            value=run.validation,
+            peer="tuned, seed 1",
+            peer_value=whole.validation,
+            command=_command(chosen, "seed=1", NO_REFIT, *overrides),
+        )
+
+
+def _cold(chosen: Study, run: Run, tuned: EvaluationReport, record: MakeRecord) -> Iterator[Record]:
+    report = run.tested()
+    for bucket, before in tuned.slices["item_popularity"].items():
+        after = report.slices["item_popularity"][bucket]
+        yield record(
+            what=f"{' '.join(chosen.cold)}, {bucket} items, {before['queries']:.0f} queries",
+            metric="recall@100",
+            value=after["recall@100"],
+            peer="tuned, seed 1",
+            peer_value=before["recall@100"],
+            command=_command(chosen, "seed=1", *chosen.cold),
+        )
 
 
 def main() -> None:
@@ -232,8 +296,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     arguments = parser.parse_args()
+    os.environ["RECSYS_DATA"] = str(arguments.data.resolve())
     for name in arguments.names or STUDIES:
-        records = study(name, arguments.data, arguments.runs.resolve())
+        records = list(study(name, arguments.runs.resolve()))
         replace("retrieval_quality", records, lambda row, data=name: row["data"] == data)
 
 

@@ -30,6 +30,7 @@ class _Targets(NamedTuple):
     weight: tf.Tensor
     bias: tf.Tensor
     seen: tf.Tensor
+    related: tf.Tensor
 
 
 class Softmax(tfrs.tasks.Retrieval):
@@ -73,6 +74,7 @@ class Softmax(tfrs.tasks.Retrieval):
         sample_weight: tf.Tensor | None = None,
         log_sampling_probability: tf.Tensor | None = None,
         seen: Seen | None = None,
+        related: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Return the mean loss of a batch.
 
@@ -84,6 +86,9 @@ class Softmax(tfrs.tasks.Retrieval):
             log_sampling_probability: `[num_candidates]`, of each candidate to be among them when
                 it is no label of the query.
             seen: candidates that the queries have seen.
+            related: int32 `[batch, any]`, rows of candidates that are there because of the query,
+                such as other labels of its user, so that no probability corrects them; -1 for none.
+                They are no negatives of the query.
 
         Returns:
             Scalar: sum of weighted cross-entropies divided by the batch size.
@@ -95,7 +100,9 @@ class Softmax(tfrs.tasks.Retrieval):
             bias = -log_sampling_probability
         rows, scores = Seen(tf.zeros([batch, 0], tf.int32)) if seen is None else seen
         added = tf.zeros(tf.shape(rows)) if scores is None else scores
-        targets = _Targets(labels, weight, bias, rows)
+        if related is None:
+            related = tf.zeros([batch, 0], tf.int32)
+        targets = _Targets(labels, weight, bias, rows, related)
 
         @tf.custom_gradient
         def loss(queries: tf.Tensor, candidates: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
@@ -152,8 +159,9 @@ class Softmax(tfrs.tasks.Retrieval):
     ) -> tf.Tensor:
         """Treat the seen as the caller wants it, and drop easy negatives."""
         labels, seen = targets.labels[rows], targets.seen[rows]
+        logits = _masked(logits, targets.related[rows], labels)
         if masks:
-            logits = _masked(logits, tf.where(seen == labels[:, tf.newaxis], -1, seen))
+            logits = _masked(logits, seen, labels)
         else:
             logits = _added(logits, seen, added[rows] / self._temperature)
         return logits if self._num_hard_negatives is None else self._hardest(logits, labels)
@@ -188,8 +196,9 @@ def _errors(logits: tf.Tensor, target: tf.Tensor, weight: tf.Tensor) -> tuple[tf
     return loss, (tf.exp(logp) - target) * weight[:, tf.newaxis]
 
 
-def _masked(logits: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
-    pairs, _ = _pairs(seen)
+def _masked(logits: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Mask the listed candidates of each query, but never its label."""
+    pairs, _ = _pairs(tf.where(rows == labels[:, tf.newaxis], -1, rows))
     return tf.tensor_scatter_nd_update(logits, pairs, tf.fill([tf.shape(pairs)[0]], _MASKED))
 
 

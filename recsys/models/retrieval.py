@@ -113,8 +113,10 @@ class TwoTower(tfrs.Model):
         queries = self.query_tower(inputs, training=training)
         if self._full:
             rows, labels, log_probability = tf.range(self._num_warm), inputs["row"], None
+            related = None
         else:
             rows, labels, log_probability = self._draw(inputs["row"])
+            related = _labels_of_sequence(labels, inputs["sequence"])
         seen = None
         if self._exclude_seen or "repeat" in queries:
             seen = Seen(self._seen(inputs, rows), queries.get("repeat"))
@@ -125,6 +127,7 @@ class TwoTower(tfrs.Model):
             sample_weight=inputs["weight"],
             log_sampling_probability=log_probability,
             seen=seen,
+            related=related,
         )
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -216,6 +219,15 @@ class TwoTower(tfrs.Model):
         # A row of -1 stands for no item: it reads the last place, which is never filled.
         corpus_rows = tf.gather(self._vocabulary_rows, listed) % (self._num_items + 1)
         return tf.where(tf.tile(earlier, [1, len(lists)]), tf.gather(place, corpus_rows), -1)
+
+
+def _labels_of_sequence(labels: tf.Tensor, sequence: tf.Tensor) -> tf.Tensor:
+    """Labels of all queries that share a query's sequence, `[batch, any]`; -1 for none.
+
+    They come into a batch together, whatever their popularity says of it.
+    """
+    by_sequence = tf.RaggedTensor.from_value_rowids(labels, tf.cast(sequence, tf.int64))
+    return tf.gather(by_sequence.to_tensor(-1), sequence)
 
 
 def _rows_of_vocabulary(schema: Schema, encoder: FeatureEncoder, corpus: Corpus) -> tf.Tensor:
