@@ -174,13 +174,12 @@ def do(arguments: Sequence[str | Path], directory: Path) -> dict[str, float]:
         process = subprocess.Popen([RECSYS, *arguments], cwd=ROOT)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            raise SystemExit(
-                f"recsys {arguments[0]} ended with {os.waitstatus_to_exitcode(status)}"
-            )
+            code = os.waitstatus_to_exitcode(status)
+            raise SystemExit(f"recsys {arguments[0]} ended with {code}")
         spent = {"seconds": time.monotonic() - begun, "gib": usage.ru_maxrss / 2**20}
         kept.write_text(json.dumps(spent))
-    spent = json.loads(kept.read_text())
-    return spent
+    usage_of_step: dict[str, float] = json.loads(kept.read_text())
+    return usage_of_step
 
 
 def study(name: str, runs: Path) -> Iterator[Record]:
