@@ -111,12 +111,13 @@ class TwoTower(tfrs.Model):
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Loss of encoded training batches with `row` (corpus row of the label) and `weight`."""
         queries = self.query_tower(inputs, training=training)
+        related = None
         if self._full:
             rows, labels, log_probability = tf.range(self._num_warm), inputs["row"], None
-            related = None
         else:
             rows, labels, log_probability = self._draw(inputs["row"])
-            related = _labels_of_sequence(labels, inputs["sequence"])
+            if self._config.loss.in_batch_negatives:
+                related = _labels_of_sequence(labels, inputs["sequence"])
         seen = None
         if self._exclude_seen or "repeat" in queries:
             seen = Seen(self._seen(inputs, rows), queries.get("repeat"))

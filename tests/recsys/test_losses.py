@@ -176,3 +176,16 @@ def test_smoothed_labels_give_every_open_candidate_an_even_share(batch):
         queries,
         items,
     )
+
+
+def test_candidates_that_came_with_the_query_are_no_negatives(batch):
+    queries, items, labels, weight = batch
+    related = tf.stack([labels, (labels + 2) % 9, tf.fill([QUERIES], -1)], axis=1)
+    allowed = tf.logical_not(tf.one_hot((labels + 2) % 9, 9, on_value=True, off_value=False))
+    softmax = Softmax(temperature=0.5)
+    assert_same(
+        lambda q, c: softmax(q, c, labels, weight, related=related),
+        lambda q, c: plain(q, c, labels, weight, allowed=allowed),
+        queries,
+        items,
+    )

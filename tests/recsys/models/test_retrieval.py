@@ -9,7 +9,7 @@ import tensorflow as tf
 from recsys.dataset import read_corpus, read_sequences, training_batches
 from recsys.features import FeatureEncoder
 from recsys.model_config import TwoTowerConfig
-from recsys.models.retrieval import TwoTower
+from recsys.models.retrieval import TwoTower, _labels_of_sequence
 
 LOSSES = {
     "full": {"full_softmax_up_to": 1000},
@@ -167,6 +167,14 @@ def test_without_in_batch_negatives_a_label_competes_with_what_was_drawn_alone(p
     assert reached == drawn
     expected = np.log(1 - (1 - 1 / model._num_warm) ** 30)
     assert log_probability.numpy()[np.isin(rows, list(drawn))] == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_of_one_sequence_are_no_negatives_of_each_other():
+    labels, sequence = tf.constant([7, 8, 9, 7], tf.int32), tf.constant([0, 0, 2, 2], tf.int32)
+    expected = [[7, 8], [7, 8], [9, 7], [9, 7]]
+    assert _labels_of_sequence(labels, sequence).numpy().tolist() == expected
+    uneven = _labels_of_sequence(labels[:3], sequence[:3])
+    assert uneven.numpy().tolist() == [[7, 8], [7, 8], [9, -1]]
 
 
 def test_seen_items_are_no_negatives_where_they_are_excluded(prepared, corpus):
