@@ -25,6 +25,21 @@ class Seen(NamedTuple):
     scores: tf.Tensor | None = None
 
 
+class Sampling(NamedTuple):
+    """How candidates came to be drawn.
+
+    Attributes:
+        log_probability: `[num_candidates]`, of each candidate to be among them when it is no label
+            of the query.
+        related: int32 `[batch, any]`, rows of candidates that are there because of the query, such
+            as other labels of its user, so that no probability corrects them: they are no
+            negatives of it. -1 for none.
+    """
+
+    log_probability: tf.Tensor
+    related: tf.Tensor | None = None
+
+
 class _Targets(NamedTuple):
     labels: tf.Tensor
     weight: tf.Tensor
@@ -72,9 +87,8 @@ class Softmax(tfrs.tasks.Retrieval):
         candidate_embeddings: tf.Tensor,
         labels: tf.Tensor,
         sample_weight: tf.Tensor | None = None,
-        log_sampling_probability: tf.Tensor | None = None,
+        sampling: Sampling | None = None,
         seen: Seen | None = None,
-        related: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Return the mean loss of a batch.
 
@@ -83,21 +97,17 @@ class Softmax(tfrs.tasks.Retrieval):
             candidate_embeddings: `[num_candidates, dim]`, each item at most once.
             labels: int32 `[batch]`, rows of `candidate_embeddings`.
             sample_weight: `[batch]`.
-            log_sampling_probability: `[num_candidates]`, of each candidate to be among them when
-                it is no label of the query.
+            sampling: how the candidates were drawn; None when they are the whole corpus.
             seen: candidates that the queries have seen.
-            related: int32 `[batch, any]`, rows of candidates that are there because of the query,
-                such as other labels of its user, so that no probability corrects them; -1 for none.
-                They are no negatives of the query.
 
         Returns:
             Scalar: sum of weighted cross-entropies divided by the batch size.
         """
         batch = tf.shape(labels)[0]
         weight = tf.ones([batch]) if sample_weight is None else sample_weight
-        bias = tf.zeros([tf.shape(candidate_embeddings)[0]])
-        if log_sampling_probability is not None:
-            bias = -log_sampling_probability
+        bias, related = tf.zeros([tf.shape(candidate_embeddings)[0]]), None
+        if sampling is not None:
+            bias, related = -sampling.log_probability, sampling.related
         rows, scores = Seen(tf.zeros([batch, 0], tf.int32)) if seen is None else seen
         added = tf.zeros(tf.shape(rows)) if scores is None else scores
         if related is None:

@@ -62,13 +62,13 @@ class TwoTowerConfig(Section):
     """Two towers that meet in a dot product."""
 
     kind: Literal["two_tower"] = "two_tower"
-    embedding_dim: int = Field(64, ge=2)
+    embedding_dim: int = Field(128, ge=2)
     history: HistoryEncoder = HistoryEncoder()
     share_item_embeddings: bool = Field(
         True, description="histories and candidates use the same vectors"
     )
     hidden: tuple[int, ...] = Field((), description="hidden layers of the query tower")
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
     candidate_dropout: float = Field(0.0, ge=0, lt=1)
     id_dropout: float = Field(
         0.0, ge=0, lt=1, description="item ids dropped, so that features carry new items"
@@ -88,13 +88,13 @@ class TwoTowerConfig(Section):
 class Train(Section):
     """How long, how fast, and when to stop."""
 
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(12, ge=1)
     global_batch_size: int = Field(256, ge=1, description="sequences per step")
     optimizer: Literal["adam", "adagrad"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="decoupled, as in AdamW; adam only")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="cosine falls to zero at the last epoch"
+        "cosine", description="cosine falls to zero at the last epoch"
     )
     warmup_steps: int = Field(0, ge=0, description="the learning rate rises linearly")
     clip_norm: float | None = Field(None, gt=0, description="of the gradient of all variables")

@@ -10,7 +10,7 @@ import tensorflow_recommenders as tfrs
 
 from recsys.dataset import Corpus
 from recsys.features import FeatureEmbedding, FeatureEncoder
-from recsys.losses import Seen, Softmax
+from recsys.losses import Sampling, Seen, Softmax
 from recsys.model_config import TwoTowerConfig
 from recsys.models.dropout import Dropouts
 from recsys.models.towers import CandidateTower, ItemEmbedding, QueryTower, Towers
@@ -111,13 +111,7 @@ class TwoTower(tfrs.Model):
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Loss of encoded training batches with `row` (corpus row of the label) and `weight`."""
         queries = self.query_tower(inputs, training=training)
-        related = None
-        if self._full:
-            rows, labels, log_probability = tf.range(self._num_warm), inputs["row"], None
-        else:
-            rows, labels, log_probability = self._draw(inputs["row"])
-            if self._config.loss.in_batch_negatives:
-                related = _labels_of_sequence(labels, inputs["sequence"])
+        rows, labels, sampling = self._candidates(inputs)
         seen = None
         if self._exclude_seen or "repeat" in queries:
             seen = Seen(self._seen(inputs, rows), queries.get("repeat"))
@@ -126,9 +120,8 @@ class TwoTower(tfrs.Model):
             self._embed_rows(rows, training),
             labels,
             sample_weight=inputs["weight"],
-            log_sampling_probability=log_probability,
+            sampling=sampling,
             seen=seen,
-            related=related,
         )
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -165,6 +158,18 @@ class TwoTower(tfrs.Model):
     def _embed_rows(self, rows: tf.Tensor, training: bool) -> tf.Tensor:
         encoded = {name: tf.gather(value, rows) for name, value in self._corpus.items()}
         return self.candidate_tower(encoded, training=training)
+
+    def _candidates(
+        self, inputs: Mapping[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor, Sampling | None]:
+        """Corpus rows of a step's candidates, places of the labels in them, and how they came."""
+        if self._full:
+            return tf.range(self._num_warm), inputs["row"], None
+        rows, labels, log_probability = self._draw(inputs["row"])
+        related = None
+        if self._config.loss.in_batch_negatives:
+            related = _labels_of_sequence(labels, inputs["sequence"])
+        return rows, labels, Sampling(log_probability, related)
 
     def _draw(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draw the candidates of a step: the labels of the batch and mixed negatives, each once.

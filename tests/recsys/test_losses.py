@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.losses import Seen, Softmax
+from recsys.losses import Sampling, Seen, Softmax
 
 QUERIES = 300  # more than a tile
 
@@ -60,7 +60,7 @@ def test_log_probabilities_of_negatives_are_subtracted_and_never_clipped(batch):
     log_probability = tf.math.log(tf.constant([1e-9, 1e-8, *[0.1] * 7]))
     softmax = Softmax(temperature=0.5)
     assert_same(
-        lambda q, c: softmax(q, c, labels, weight, log_sampling_probability=log_probability),
+        lambda q, c: softmax(q, c, labels, weight, Sampling(log_probability)),
         lambda q, c: plain(
             q, c, labels, weight, bias=-log_probability * (1 - tf.one_hot(labels, 9))
         ),
@@ -184,7 +184,7 @@ def test_candidates_that_came_with_the_query_are_no_negatives(batch):
     allowed = tf.logical_not(tf.one_hot((labels + 2) % 9, 9, on_value=True, off_value=False))
     softmax = Softmax(temperature=0.5)
     assert_same(
-        lambda q, c: softmax(q, c, labels, weight, related=related),
+        lambda q, c: softmax(q, c, labels, weight, Sampling(tf.zeros([9]), related)),
         lambda q, c: plain(q, c, labels, weight, allowed=allowed),
         queries,
         items,
