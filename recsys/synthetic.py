@@ -3,8 +3,9 @@
 Items form a ring of clusters. A session starts at an item drawn by a Zipf law; each click goes on
 to the planted successor of the last one with probability `predictability`, and to an item of the
 same cluster otherwise. The best possible hit rate at 1 is therefore close to `predictability`, that
-of counting popularity close to the share of the most popular item. (The idea is that of
-`spotlight.datasets.synthetic`.)
+of counting popularity close to the share of the most popular item. With several moods each session
+has one of as many successors of an item: which one, only the clicks before the last tell. (The idea
+is that of `spotlight.datasets.synthetic`.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Clickstream:
         user: `[n]` user numbers.
         item: `[n]` item numbers.
         clicked_at: `[n]` times.
-        successor: `[num_items]` the planted next item of each item.
+        successor: `[num_moods, num_items]` the planted next item of each item.
         cluster: `[num_items]` the cluster of each item.
     """
 
@@ -47,26 +48,28 @@ def clickstream(
     num_clusters: int = 6,
     predictability: float = 0.8,
     clicks_per_session: int = 6,
+    num_moods: int = 1,
     seed: int = 0,
 ) -> Clickstream:
     """Plant sessions of equal length, spread evenly over twenty days; each user has two sessions.
 
     >>> clicks = clickstream(num_sessions=3, predictability=1.0)
-    >>> bool((clicks.item[1:6] == clicks.successor[clicks.item[:5]]).all())
+    >>> bool((clicks.item[1:6] == clicks.successor[0, clicks.item[:5]]).all())
     True
     """
     rng = np.random.default_rng(seed)
     cluster = np.arange(num_items) % num_clusters
-    successor = _successors(cluster, rng)
+    successor = np.stack([_successors(cluster, rng) for _ in range(num_moods)])
     popularity = 1 / np.arange(1, num_items + 1)
     popularity /= popularity.sum()
     items = np.empty((num_sessions, clicks_per_session), np.int64)
     items[:, 0] = rng.choice(num_items, num_sessions, p=popularity)
+    mood = rng.integers(num_moods, size=num_sessions)
     for position in range(1, clicks_per_session):
         last = items[:, position - 1]
         stray = _same_cluster(last, num_items, num_clusters, rng)
         follows = rng.random(num_sessions) < predictability
-        items[:, position] = np.where(follows, successor[last], stray)
+        items[:, position] = np.where(follows, successor[mood, last], stray)
     step = _SPAN / num_sessions
     times = [
         _START + session * step + timedelta(seconds=position)

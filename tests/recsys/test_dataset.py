@@ -54,7 +54,7 @@ def test_interactions_follow_the_planted_transitions(prepared, planted):
     lengths = (found.history >= 0).sum(axis=1)
     assert lengths.min() == 1
     last = numbers[found.history[np.arange(len(found)), lengths - 1]]
-    follows = planted.successor[last] == numbers[found.label]
+    follows = planted.successor[0, last] == numbers[found.label]
     assert 0.75 < follows.mean() < 0.9
     assert found.exclusions is None
     assert len(np.unique(found.user)) == len(set(found.user_id))
