@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +24,18 @@ _READ_BATCH = 4096
 _SORTED_BATCHES = 16
 #: No epoch has more parts of that many batches.
 _MOST_PARTS = 2**32
+
+
+class Share(NamedTuple):
+    """Which part of each global batch a process feeds to its replicas.
+
+    Attributes:
+        replicas: numbers of its replicas among all.
+        total: replicas of all processes.
+    """
+
+    replicas: range = range(1)
+    total: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,17 +208,25 @@ def training_batches(
     epochs: range,
     seed: int,
     buffer: int,
+    share: Share = Share(),
+    skip: int = 0,
 ) -> tf.data.Dataset:
     """Endless-looking stream of shuffled raw batches, one pass over the sequences per epoch.
 
+    Every process reads all sequences and cuts the same global batches, `batch_size` sequences each.
+    The stream has an element for each of its own replicas in turn: every so many-th sequence of the
+    global batch, which may be none of a small one. So a model sees the same batches however many
+    replicas there are. The first `skip` global batches are left out.
+
     The order of an epoch depends on `seed` and on the epoch's number alone, so that a training
     that resumes at epoch n sees what an undisturbed one would have seen. The last batch of an
-    epoch may be smaller. A batch of B sequences that hold M labels has
+    epoch may be smaller. A replica's B sequences that hold M labels have
 
     - the histories by name, `[B, longest of the batch]`, oldest first, padded at the end;
     - `sequence` and `known`, int32 `[M]`: the label's row of the batch, and how many events of its
       history are before the label;
-    - `label` (item id), `weight` and the other query features by name, `[M]`.
+    - `label` (item id), `weight` and the other query features by name, `[M]`;
+    - `pool`, the labels of the whole global batch, and `place`, int32 `[M]`: which are the own.
     """
     files = tf.constant([file for split in splits for file in data.files(split)])
     spec = _sequence_spec(data)
@@ -228,10 +248,21 @@ def training_batches(
             lambda part, rows: _batches_by_length(rows, sized_by, batch_size, [seed, part])
         )
 
+    def by_replica(rows: dict[str, Any]) -> tf.data.Dataset:
+        numbers = tf.data.Dataset.range(share.replicas.start, share.replicas.stop)
+        return numbers.map(lambda number: (number, rows))
+
+    def own_labels(number: tf.Tensor, rows: dict[str, Any]) -> dict[str, tf.Tensor]:
+        return _flat_labels(_own_rows(rows, number, share.total), data.features) | {
+            "pool": rows["label"].values
+        }
+
     return (
         tf.data.Dataset.range(epochs.start, epochs.stop)
         .flat_map(one_epoch)
-        .map(lambda rows: _flat_labels(rows, data.features), num_parallel_calls=tf.data.AUTOTUNE)
+        .skip(skip)
+        .flat_map(by_replica)
+        .map(own_labels, num_parallel_calls=tf.data.AUTOTUNE)
     )
 
 
@@ -248,6 +279,14 @@ def _batches_by_length(
         return {name: tf.gather(values, chosen) for name, values in rows.items()}
 
     return tf.data.Dataset.from_tensor_slices(numbers).map(take)
+
+
+def _own_rows(rows: dict[str, Any], replica: tf.Tensor, total: int) -> dict[str, Any]:
+    """Return every `total`-th row, so that replicas get sequences that are about equally long."""
+    label = rows["label"]
+    place = label.with_values(tf.range(tf.size(label.values)))
+    own = tf.range(replica, label.nrows(), total)
+    return {name: tf.gather(values, own) for name, values in (rows | {"place": place}).items()}
 
 
 def _flat_labels(rows: dict[str, Any], schema: Schema) -> dict[str, tf.Tensor]:

@@ -30,6 +30,7 @@ class _Targets(NamedTuple):
     weight: tf.Tensor
     bias: tf.Tensor
     seen: tf.Tensor
+    batch_size: tf.Tensor
 
 
 class Softmax(tfrs.tasks.Retrieval):
@@ -69,8 +70,9 @@ class Softmax(tfrs.tasks.Retrieval):
         sample_weight: tf.Tensor | None = None,
         log_sampling_probability: tf.Tensor | None = None,
         seen: Seen | None = None,
+        batch_size: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Return the mean loss of a batch.
+        """Return the mean loss of a batch, or a replica's share of it.
 
         Args:
             query_embeddings: `[batch, dim]`.
@@ -80,9 +82,11 @@ class Softmax(tfrs.tasks.Retrieval):
             log_sampling_probability: `[num_candidates]`, of each candidate to be among them when
                 it is no label of the query.
             seen: candidates that the queries have seen.
+            batch_size: queries of all replicas together; those of this call when None.
 
         Returns:
-            Scalar: sum of weighted cross-entropies divided by the batch size.
+            Scalar: sum of weighted cross-entropies divided by `batch_size`. The sum over replicas,
+            of which some may have no query, is the loss of one that has them all.
         """
         batch = tf.shape(labels)[0]
         weight = tf.ones([batch]) if sample_weight is None else sample_weight
@@ -91,7 +95,8 @@ class Softmax(tfrs.tasks.Retrieval):
             bias = -log_sampling_probability
         rows, scores = Seen(tf.zeros([batch, 0], tf.int32)) if seen is None else seen
         added = tf.zeros(tf.shape(rows)) if scores is None else scores
-        targets = _Targets(labels, weight, bias, rows)
+        whole = tf.cast(batch if batch_size is None else batch_size, tf.float32)
+        targets = _Targets(labels, weight, bias, rows, whole)
 
         @tf.custom_gradient
         def loss(queries: tf.Tensor, candidates: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
@@ -114,7 +119,8 @@ class Softmax(tfrs.tasks.Retrieval):
         """Return the loss and its gradients by query, candidate and score of the seen."""
         dim = candidates.shape[1]
         scaled = tf.cast(candidates / self._temperature, self._dtype)
-        num_tiles = (tf.shape(targets.labels)[0] + _TILE - 1) // _TILE
+        # One at least: without a query there are no tiles to concatenate.
+        num_tiles = tf.maximum((tf.shape(targets.labels)[0] + _TILE - 1) // _TILE, 1)
         by_query = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, dim])
         by_added = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, None])
         by_candidate = tf.zeros_like(candidates)
@@ -133,11 +139,10 @@ class Softmax(tfrs.tasks.Retrieval):
             by_query = by_query.write(tile, tf.cast(tf.matmul(error, scaled), tf.float32))
             by_added = by_added.write(tile, tf.where(seen >= 0, at_seen, 0.0))
             by_candidate += tf.cast(tf.matmul(error, query, transpose_a=True), tf.float32)
-        batch = tf.cast(tf.shape(targets.labels)[0], tf.float32)
-        scale = batch * self._temperature
+        scale = targets.batch_size * self._temperature
         return (
-            total / batch,
-            by_query.concat() / batch,
+            total / targets.batch_size,
+            by_query.concat() / targets.batch_size,
             by_candidate / scale,
             by_added.concat() / scale,
         )

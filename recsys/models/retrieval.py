@@ -52,8 +52,17 @@ class TwoTower(tfrs.Model):
         self._encoder: Callable[[], FeatureEncoder] = lambda: encoder
         self._config = config
         self._exclude_seen = exclude_seen
-        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.step = tf.Variable(
+            0,
+            dtype=tf.int64,
+            trainable=False,
+            name="step",
+            # Every replica counts the same steps.
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
         self._loss = tf.keras.metrics.Mean(name="loss")
+        # A metric is that of all replicas already: Keras would add it up over them.
+        self.distribute_reduction_method = "first"
         self._corpus = encoder({name: tf.constant(v) for name, v in corpus.features.items()})
         self._num_items = len(corpus)
         self._vocabulary_rows = _rows_of_vocabulary(schema, encoder, corpus)
@@ -104,12 +113,20 @@ class TwoTower(tfrs.Model):
         return self.query_tower(encoded, training=training)
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Loss of encoded training batches with `row` (corpus row of the label) and `weight`."""
+        """Loss of encoded training batches, or this replica's share of it.
+
+        Args:
+            inputs: beside encoded features `row` and `weight`, `[batch]`: corpus row of the label
+                and what it counts; `pool`, `[labels of all replicas]`: rows of all labels of the
+                step; `place`, int32 `[batch]`: which of them are the own.
+            training: whether to drop units.
+        """
         queries = self.query_tower(inputs, training=training)
         if self._full:
             rows, labels, log_probability = tf.range(self._num_warm), inputs["row"], None
         else:
-            rows, labels, log_probability = self._draw(inputs["row"])
+            rows, labels, log_probability = self._draw(inputs["pool"])
+            labels = tf.gather(labels, inputs["place"])
         seen = None
         if self._exclude_seen or "repeat" in queries:
             seen = Seen(self._seen(inputs, rows), queries.get("repeat"))
@@ -120,6 +137,7 @@ class TwoTower(tfrs.Model):
             sample_weight=inputs["weight"],
             log_sampling_probability=log_probability,
             seen=seen,
+            batch_size=tf.size(inputs["pool"]),
         )
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -129,7 +147,8 @@ class TwoTower(tfrs.Model):
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         self.step.assign_add(1)
         # `tfrs.Model` reports the loss of the last batch; an epoch is judged by its mean.
-        self._loss.update_state(loss)
+        # The mean over replicas of their shares is so the mean loss of the step.
+        self._loss.update_state(loss * tf.distribute.get_strategy().num_replicas_in_sync)
         return {"loss": self._loss.result()}
 
     @property
@@ -157,14 +176,17 @@ class TwoTower(tfrs.Model):
         encoded = {name: tf.gather(value, rows) for name, value in self._corpus.items()}
         return self.candidate_tower(encoded, training=training)
 
-    def _draw(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _draw(self, pool: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draw the candidates of a step: the labels of the batch and mixed negatives, each once.
+
+        Every replica knows the labels of all and draws the same candidates, so that more replicas
+        mean no other negatives. No vectors have to be gathered for that.
 
         Mixed negatives let the model see rare items too (Yang et al., "Mixed Negative Sampling",
         WWW 2020). As a set holds no item twice, there are no accidental hits to remove.
 
         Returns:
-            Corpus rows `[num_candidates]`, places of the labels in them `[batch]`, and the log of
+            Corpus rows `[num_candidates]`, places of the labels in them `[labels]`, and the log of
             each candidate's probability to be in such a set.
         """
         loss = self._config.loss
@@ -177,11 +199,11 @@ class TwoTower(tfrs.Model):
         )
         popular = tf.searchsorted(self._label_ends, places, side="right")
         popular = tf.minimum(popular, self._num_warm - 1)
-        rows, place = tf.unique(tf.concat([row, uniform, popular], axis=0))
-        draws = tf.cast(tf.shape(row)[0] + loss.num_popular_negatives, tf.float32)
+        rows, place = tf.unique(tf.concat([pool, uniform, popular], axis=0))
+        draws = tf.cast(tf.size(pool) + loss.num_popular_negatives, tf.float32)
         missed = draws * tf.math.log1p(-tf.gather(self._label_share, rows))
         missed += loss.num_uniform_negatives * np.log1p(-1 / max(2, self._num_warm))
-        return rows, place[: tf.shape(row)[0]], tf.math.log(-tf.math.expm1(missed))
+        return rows, place[: tf.size(pool)], tf.math.log(-tf.math.expm1(missed))
 
     def _seen(self, inputs: Mapping[str, tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         """Places in `rows` of what a query's history lists, `[batch, any]`; -1 for none."""

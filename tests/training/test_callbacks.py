@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import training.callbacks
-from training.callbacks import EpochCheckpoints, EpochLog, FitState, Validation
+from training.callbacks import Checkpoints, EpochLog, FitState, Validation
 
 
 def model_of(value):
@@ -37,20 +37,20 @@ def run(checkpoints, values):
 
 
 def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
-    checkpoints = EpochCheckpoints(tmp_path, "ndcg@20", patience=2)
+    checkpoints = Checkpoints(tmp_path, "ndcg@20", patience=2)
     run(checkpoints, [0.1, 0.3, 0.2, 0.25, 0.9])
     assert checkpoints.state.stopped
     assert (checkpoints.state.epoch, checkpoints.state.best_epoch) == (4, 2)
-    assert sorted(p.name for p in tmp_path.glob("epoch-*")) == ["epoch-0002", "epoch-0004"]
+    assert sorted(p.name for p in tmp_path.glob("epoch-*")) == ["epoch-0002", "epoch-0003", "epoch-0004"]
     best = model_of(0)
     assert checkpoints.restore_best(best).best("ndcg@20") == 0.3
     assert best.get_weights()[0].ravel().tolist() == pytest.approx([0.3, 0.3])
 
 
 def test_a_new_process_resumes_with_weights_optimizer_and_curves(tmp_path):
-    run(EpochCheckpoints(tmp_path, "ndcg@20", patience=3), [0.1, 0.2])
+    run(Checkpoints(tmp_path, "ndcg@20", patience=3), [0.1, 0.2])
     run_on = model_of(0)
-    again = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
+    again = Checkpoints(tmp_path, "ndcg@20", patience=3)
     state = again.restore(run_on)
     assert state == FitState(
         epoch=2, best_epoch=2, curves={"ndcg@20": [0.1, 0.2], "loss": [0.9, 0.8]}
@@ -63,25 +63,25 @@ def test_a_new_process_resumes_with_weights_optimizer_and_curves(tmp_path):
 
 
 def test_without_a_checkpoint_it_starts_at_the_beginning(tmp_path):
-    checkpoints = EpochCheckpoints(tmp_path, "ndcg@20", patience=1)
+    checkpoints = Checkpoints(tmp_path, "ndcg@20", patience=1)
     assert checkpoints.restore(model_of(0)) == FitState()
     assert FitState().best("ndcg@20") == -1.0
 
 
 def test_killed_between_checkpoint_and_state_the_epoch_counts_as_unfinished(tmp_path, monkeypatch):
-    run(EpochCheckpoints(tmp_path, "ndcg@20", patience=3), [0.1])
+    run(Checkpoints(tmp_path, "ndcg@20", patience=3), [0.1])
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    checkpoints = EpochCheckpoints(tmp_path, "ndcg@20", patience=3)
+    checkpoints = Checkpoints(tmp_path, "ndcg@20", patience=3)
     checkpoints.restore(model_of(0))
     with monkeypatch.context() as patch:
         patch.setattr(training.callbacks, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             run(checkpoints, [0.2])
     model = model_of(0)
-    state = EpochCheckpoints(tmp_path, "ndcg@20", patience=3).restore(model)
+    state = Checkpoints(tmp_path, "ndcg@20", patience=3).restore(model)
     assert state.epoch == 1
     assert model.get_weights()[0].ravel().tolist() == pytest.approx([0.1, 0.1])
 

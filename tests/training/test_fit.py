@@ -77,7 +77,7 @@ def test_killed_in_the_middle_it_ends_like_an_undisturbed_one(trained, config, p
         str(tmp_path / "model"),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    state = tmp_path / "model" / "checkpoints" / "state.json"
+    state = tmp_path / "model" / "checkpoints" / "epoch-0001" / "state.json"
     deadline = time.monotonic() + 120
     while not state.is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -107,7 +107,7 @@ def test_a_refit_learns_the_validation_labels_and_survives_a_kill(config, prepar
     (tmp_path / "config.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", FIT, str(tmp_path / "config.json"), str(prepared.directory)]
     process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE)
-    wait_and_kill(process, tmp_path / "killed" / "checkpoints" / "refit" / "state.json")
+    wait_and_kill(process, tmp_path / "killed" / "checkpoints" / "refit" / "epoch-0001" / "state.json")
     assert not TrainedModel.exists(tmp_path / "killed")
     killed = fit(config, prepared, tmp_path / "killed")
     corpus = read_corpus(prepared)

@@ -66,7 +66,7 @@ def batches(prepared, corpus, encoder, epochs=1):
 
     def encode(raw):
         row = rows.lookup(raw.pop("label"))
-        return encoder(raw) | {"row": row}
+        return encoder(raw) | {"row": row, "pool": rows.lookup(raw["pool"])}
 
     raw = training_batches(prepared, [prepared.train], 32, range(epochs), seed=1, buffer=5000)
     return raw.map(encode)
@@ -150,7 +150,7 @@ def test_a_corpus_of_one_warm_item_and_a_batch_of_one(prepared, corpus, loss):
     batch = next(iter(raw))
     batch.pop("label")
     row = tf.zeros_like(batch["known"])
-    assert np.isfinite(model.train_step(encoder(batch) | {"row": row})["loss"])
+    assert np.isfinite(model.train_step(encoder(batch) | {"row": row, "pool": row})["loss"])
 
 
 def test_seen_items_are_no_negatives_where_they_are_excluded(prepared, corpus):
