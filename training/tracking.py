@@ -60,6 +60,10 @@ class Tracker:
         self.run_id = run_id
         self._client = MlflowClient(uri)
 
+    def __reduce__(self) -> tuple[type[Tracker], tuple[str, str]]:
+        """Pickle as its address: the chief of a cluster opens its own connection."""
+        return Tracker, (self.uri, self.run_id)
+
     @classmethod
     def open(cls, config: RunConfig, run_dir: Path, token: str) -> Tracker:
         """Find the run of this folder, or create it.
