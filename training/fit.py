@@ -33,6 +33,7 @@ from training.chief import is_chief, wait_for_chief
 logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 4096
+_ENDLESS = tf.data.INFINITE_CARDINALITY
 _SECONDS_PER_DAY = 86_400
 LogMetrics = Callable[[dict[str, float], int], None]
 
@@ -220,13 +221,16 @@ def _run(
             return
         steps = inputs.steps_per_epoch(splits) - skip
 
-        def own(
+        def make(
             context: tf.distribute.InputContext, epochs: range = epochs, skip: int = skip
         ) -> tf.data.Dataset:
-            return inputs.training(splits, epochs, skip, _share(context))
+            own = inputs.training(splits, epochs, skip, _share(context))
+            # Keras counts the steps, so no worker has to ask the others before each of them
+            # whether they still have a batch, as it would for a data set that may end.
+            return own.apply(tf.data.experimental.assert_cardinality(_ENDLESS))
 
         model.fit(
-            strategy.distribute_datasets_from_function(own),
+            strategy.distribute_datasets_from_function(make),
             initial_epoch=epochs.start,
             epochs=epochs.stop,
             steps_per_epoch=steps,
