@@ -44,7 +44,7 @@ def check_cluster(spark: SparkSession, cluster: Cluster, folder: Path) -> int:
             "cluster.kind=spark needs a classic Spark session, this one is Spark Connect, which "
             "has no barrier tasks: use a dedicated (single user) cluster, or cluster.kind=local"
         )
-    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+    if spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ClusterError(
             "cluster.kind=spark needs all workers at once, which Spark refuses under dynamic "
             "allocation: set spark.dynamicAllocation.enabled=false"

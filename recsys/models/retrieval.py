@@ -144,7 +144,14 @@ class TwoTower(tfrs.Model):
         """Take one step, and count it: masks and negatives are functions of the count."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
-        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        pairs = self.optimizer.aggregate_gradients(
+            list(zip(gradients, self.trainable_variables, strict=True))
+        )
+        if self.optimizer.global_clipnorm:
+            # Keras takes the norm of rows that are yet to be added up, as many as replicas have.
+            pairs = [(_each_row_once(gradient), variable) for gradient, variable in pairs]
+        self.optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
         self.step.assign_add(1)
         # `tfrs.Model` reports the loss of the last batch; an epoch is judged by its mean.
         # The mean over replicas of their shares is so the mean loss of the step.
@@ -218,6 +225,15 @@ class TwoTower(tfrs.Model):
         # A row of -1 stands for no item: it reads the last place, which is never filled.
         corpus_rows = tf.gather(self._vocabulary_rows, listed) % (self._num_items + 1)
         return tf.where(tf.tile(earlier, [1, len(lists)]), tf.gather(place, corpus_rows), -1)
+
+
+def _each_row_once(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
+    """Add up the slices of equal rows."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, place = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def _rows_of_vocabulary(schema: Schema, encoder: FeatureEncoder, corpus: Corpus) -> tf.Tensor:

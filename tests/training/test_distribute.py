@@ -30,6 +30,8 @@ def without_dropout(config):
     }
     # The last batch of an epoch holds one sequence: a worker has nothing to do in it.
     values["train"] |= {"epochs": 2, "global_batch_size": 37, "clip_norm": 1.0}
+    # Adam divides the smallest gradients by themselves, and what rounding has made of them.
+    values["train"] |= {"optimizer": "adagrad", "learning_rate": 0.1}
     return RunConfig.model_validate(values)
 
 
@@ -91,8 +93,9 @@ def test_two_workers_train_like_one(without_dropout, prepared, spark, tmp_path):
         fit, SPARK, config, prepared, tmp_path / "both", folder=tmp_path / "both", spark=lambda: spark
     )
     assert together.curves.keys() == alone.curves.keys()
+    np.testing.assert_allclose(together.curves["loss"], alone.curves["loss"], rtol=1e-5)
     for name, curve in alone.curves.items():
-        # Adam divides small gradients by themselves, and rounding with them.
+        # A single rank that changes is more than rounding.
         np.testing.assert_allclose(together.curves[name], curve, rtol=2e-3, err_msg=name)
     assert together.best_epoch == alone.best_epoch
     assert (together.directory / together.towers / "saved_model.pb").is_file()
@@ -204,19 +207,17 @@ def test_other_packages_on_executors_are_told(spark, tmp_path, monkeypatch):
 
 
 @pytest.mark.spark
-def test_dynamic_allocation_is_refused(spark, tmp_path):
-    spark.conf.set("spark.dynamicAllocation.enabled", "true")
-    try:
-        with pytest.raises(ClusterError, match=r"set spark\.dynamicAllocation\.enabled=false"):
-            check_cluster(spark, SPARK, tmp_path)
-    finally:
-        spark.conf.unset("spark.dynamicAllocation.enabled")
+def test_dynamic_allocation_is_refused(spark, tmp_path, monkeypatch):
+    # What a context was started with; this one cannot be started anew within the tests.
+    conf = spark.sparkContext.getConf().set("spark.dynamicAllocation.enabled", "true")
+    monkeypatch.setattr(spark.sparkContext, "_conf", conf)
+    with pytest.raises(ClusterError, match=r"set spark\.dynamicAllocation\.enabled=false"):
+        check_cluster(spark, SPARK, tmp_path)
 
 
 def test_spark_connect_is_refused(tmp_path):
-    from pyspark.sql.connect.session import SparkSession
-
-    session = SparkSession.__new__(SparkSession)
+    # Spark's own class is not to be had without gRPC.
+    session = type("SparkSession", (), {"__module__": "pyspark.sql.connect.session"})()
     with pytest.raises(ClusterError, match="Spark Connect"):
         check_cluster(session, SPARK, tmp_path)
 
