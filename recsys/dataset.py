@@ -26,6 +26,22 @@ _SORTED_BATCHES = 16
 _MOST_PARTS = 2**32
 
 
+class Order(NamedTuple):
+    """In which order training sequences come, from which of them on.
+
+    Attributes:
+        epochs: numbers of the epochs.
+        seed: of the shuffling, together with the number of the epoch.
+        buffer: sequences that are shuffled together.
+        skip: batches left out at the beginning.
+    """
+
+    epochs: range
+    seed: int
+    buffer: int
+    skip: int = 0
+
+
 class Share(NamedTuple):
     """Which part of each global batch a process feeds to its replicas.
 
@@ -34,8 +50,12 @@ class Share(NamedTuple):
         total: replicas of all processes.
     """
 
-    replicas: range = range(1)
-    total: int = 1
+    replicas: range
+    total: int
+
+
+#: Of the only replica that there is.
+WHOLE = Share(range(1), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,20 +225,17 @@ def training_batches(
     data: PreparedData,
     splits: Sequence[Sequences],
     batch_size: int,
-    epochs: range,
-    seed: int,
-    buffer: int,
-    share: Share = Share(),
-    skip: int = 0,
+    order: Order,
+    share: Share = WHOLE,
 ) -> tf.data.Dataset:
     """Endless-looking stream of shuffled raw batches, one pass over the sequences per epoch.
 
     Every process reads all sequences and cuts the same global batches, `batch_size` sequences each.
     The stream has an element for each of its own replicas in turn: every so many-th sequence of the
     global batch, which may be none of a small one. So a model sees the same batches however many
-    replicas there are. The first `skip` global batches are left out.
+    replicas there are.
 
-    The order of an epoch depends on `seed` and on the epoch's number alone, so that a training
+    The order of an epoch depends on the seed and on the epoch's number alone, so that a training
     that resumes at epoch n sees what an undisturbed one would have seen. The last batch of an
     epoch may be smaller. A replica's B sequences that hold M labels have
 
@@ -234,18 +251,17 @@ def training_batches(
     sized_by = lists[0] if lists else "label"
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(files, seed=[seed, epoch])
-        shuffle_seed = tf.random.stateless_uniform(
-            [], [seed, epoch], maxval=tf.int64.max, dtype=tf.int64
-        )
-        records = tf.data.TFRecordDataset(order).shuffle(buffer, seed=shuffle_seed)
+        seed = [order.seed, epoch]
+        shuffled = tf.random.experimental.stateless_shuffle(files, seed=seed)
+        shuffle_seed = tf.random.stateless_uniform([], seed, maxval=tf.int64.max, dtype=tf.int64)
+        records = tf.data.TFRecordDataset(shuffled).shuffle(order.buffer, seed=shuffle_seed)
         several = records.batch(batch_size * _SORTED_BATCHES)
         parsed = several.map(
             lambda bytes_: _parse(bytes_, spec), num_parallel_calls=tf.data.AUTOTUNE
         )
         # Without the number each part of an epoch would have its lengths in the same order.
         return parsed.enumerate(epoch * _MOST_PARTS).flat_map(
-            lambda part, rows: _batches_by_length(rows, sized_by, batch_size, [seed, part])
+            lambda part, rows: _batches_by_length(rows, sized_by, batch_size, [order.seed, part])
         )
 
     def by_replica(rows: dict[str, Any]) -> tf.data.Dataset:
@@ -258,9 +274,9 @@ def training_batches(
         }
 
     return (
-        tf.data.Dataset.range(epochs.start, epochs.stop)
+        tf.data.Dataset.range(order.epochs.start, order.epochs.stop)
         .flat_map(one_epoch)
-        .skip(skip)
+        .skip(order.skip)
         .flat_map(by_replica)
         .map(own_labels, num_parallel_calls=tf.data.AUTOTUNE)
     )

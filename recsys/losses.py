@@ -30,7 +30,6 @@ class _Targets(NamedTuple):
     weight: tf.Tensor
     bias: tf.Tensor
     seen: tf.Tensor
-    batch_size: tf.Tensor
 
 
 class Softmax(tfrs.tasks.Retrieval):
@@ -70,9 +69,8 @@ class Softmax(tfrs.tasks.Retrieval):
         sample_weight: tf.Tensor | None = None,
         log_sampling_probability: tf.Tensor | None = None,
         seen: Seen | None = None,
-        batch_size: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Return the mean loss of a batch, or a replica's share of it.
+        """Return the mean loss of a batch.
 
         Args:
             query_embeddings: `[batch, dim]`.
@@ -82,11 +80,9 @@ class Softmax(tfrs.tasks.Retrieval):
             log_sampling_probability: `[num_candidates]`, of each candidate to be among them when
                 it is no label of the query.
             seen: candidates that the queries have seen.
-            batch_size: queries of all replicas together; those of this call when None.
 
         Returns:
-            Scalar: sum of weighted cross-entropies divided by `batch_size`. The sum over replicas,
-            of which some may have no query, is the loss of one that has them all.
+            Scalar: sum of weighted cross-entropies divided by the batch size; 0 of no query.
         """
         batch = tf.shape(labels)[0]
         weight = tf.ones([batch]) if sample_weight is None else sample_weight
@@ -95,8 +91,7 @@ class Softmax(tfrs.tasks.Retrieval):
             bias = -log_sampling_probability
         rows, scores = Seen(tf.zeros([batch, 0], tf.int32)) if seen is None else seen
         added = tf.zeros(tf.shape(rows)) if scores is None else scores
-        whole = tf.cast(batch if batch_size is None else batch_size, tf.float32)
-        targets = _Targets(labels, weight, bias, rows, whole)
+        targets = _Targets(labels, weight, bias, rows)
 
         @tf.custom_gradient
         def loss(queries: tf.Tensor, candidates: tf.Tensor, added: tf.Tensor) -> tf.Tensor:
@@ -139,10 +134,11 @@ class Softmax(tfrs.tasks.Retrieval):
             by_query = by_query.write(tile, tf.cast(tf.matmul(error, scaled), tf.float32))
             by_added = by_added.write(tile, tf.where(seen >= 0, at_seen, 0.0))
             by_candidate += tf.cast(tf.matmul(error, query, transpose_a=True), tf.float32)
-        scale = targets.batch_size * self._temperature
+        batch = tf.cast(tf.maximum(tf.shape(targets.labels)[0], 1), tf.float32)
+        scale = batch * self._temperature
         return (
-            total / targets.batch_size,
-            by_query.concat() / targets.batch_size,
+            total / batch,
+            by_query.concat() / batch,
             by_candidate / scale,
             by_added.concat() / scale,
         )

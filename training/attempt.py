@@ -1,4 +1,4 @@
-"""One attempt of a launch as a folder on shared storage, which driver and workers tell each other by.
+"""One attempt of a launch: the shared folder by which its driver and its workers talk.
 
 Workers leave signs of life, logs, failures and the result; the driver leaves word that it has given
 the attempt up, so that a worker that was frozen does not go on once it wakes.
@@ -77,7 +77,10 @@ class Attempt:
 
     def give_sign(self, rank: int, sign: str) -> None:
         """Leave a sign of life, other than the last."""
-        write_atomically(self._signs(rank), sign)
+        temporary = self.folder / f".rank-{rank}.alive"
+        # Not forced to disk as artifacts are: that may take seconds when the disk is busy.
+        temporary.write_text(sign, "utf-8")
+        temporary.replace(self._signs(rank))
 
     def sign(self, rank: int) -> str:
         """Last sign of life, empty before the first."""

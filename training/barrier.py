@@ -119,15 +119,9 @@ def _task(
     host = context.getTaskInfos()[rank].address.split(":")[0]
     with _reserved_port() as port:
         addresses = context.allGather(f"{host}:{port}")
-        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-        environment = os.environ | forwarded | _gpus(context) | {
-            "TF_CONFIG": json.dumps(cluster),
-            # With the same option on the reserved socket both may have the port, and nobody else.
-            "TF_GRPC_REUSE_PORT": "true",
-            # What this task can import, from wherever Spark has put it.
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
-        code = _run(call, attempt, rank, environment)
+        place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        cluster = {"TF_CONFIG": json.dumps(place)}
+        code = _run(call, attempt, rank, os.environ | forwarded | _own(context) | cluster)
     if code:
         told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         attempt.fail(_lost(attempt, rank, host, told))
@@ -147,10 +141,15 @@ def _lost(attempt: Attempt, rank: int, host: str, message: str) -> Failure:
     return Failure(kind="lost", rank=rank, host=host, log=attempt.log(rank), message=message)
 
 
-def _gpus(context: BarrierTaskContext) -> dict[str, str]:
-    """Show the worker the GPUs that Spark gave the task, and no others."""
+def _own(context: BarrierTaskContext) -> dict[str, str]:
+    """Environment that lets a worker have the port, the GPUs and the packages of its task."""
     gpus = context.resources().get("gpu")
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus.addresses) if gpus else ""}
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus.addresses) if gpus else "",
+        # The reserved socket has this option too: so both may have the port, and nobody else.
+        "TF_GRPC_REUSE_PORT": "true",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
 
 
 @contextmanager

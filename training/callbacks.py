@@ -160,8 +160,8 @@ class Checkpoints(tf.keras.callbacks.Callback):
             (folder / _STATE).unlink(missing_ok=True)
             yield folder
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                yield Path(folder)
+            with tempfile.TemporaryDirectory() as unshared:
+                yield Path(unshared)
 
     def _checkpoint(self, model: tf.keras.Model) -> tf.train.Checkpoint:
         return tf.train.Checkpoint(model=model, optimizer=model.optimizer)

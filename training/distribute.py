@@ -1,4 +1,4 @@
-"""Run a training function where the config says: in this process, on its GPUs, on a Spark cluster."""
+"""Run a training function where the config says: in this process, on its GPUs, on Spark."""
 
 from __future__ import annotations
 

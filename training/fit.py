@@ -15,6 +15,8 @@ import tensorflow as tf
 from recsys.artifacts import ArtifactError, PreparedData, Sequences, TrainedModel, replaced
 from recsys.config import RunConfig
 from recsys.dataset import (
+    WHOLE,
+    Order,
     Share,
     named_corruption,
     raw_batches,
@@ -105,24 +107,12 @@ class _Inputs:
         return math.ceil(num_sequences / self.config.train.global_batch_size)
 
     def training(
-        self,
-        splits: Sequence[Sequences],
-        epochs: range,
-        skip: int = 0,
-        share: Share = Share(),
+        self, splits: Sequence[Sequences], epochs: range, skip: int = 0, share: Share = WHOLE
     ) -> tf.data.Dataset:
         """Encoded batches with all that `TwoTower.compute_loss` reads, for these epochs."""
         train = self.config.train
-        raw = training_batches(
-            self.data,
-            splits,
-            train.global_batch_size,
-            epochs,
-            self.config.seed,
-            train.shuffle_buffer,
-            share,
-            skip,
-        )
+        order = Order(epochs, self.config.seed, train.shuffle_buffer, skip)
+        raw = training_batches(self.data, splits, train.global_batch_size, order, share)
         num_warm = max(1, int(np.count_nonzero(self.corpus.count)))
         half_life = self.config.model.loss.recency_half_life_days
         moments = [split.last_at for split in splits if split.last_at is not None]

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 
@@ -32,7 +31,9 @@ def main() -> None:
     attempt, rank = Attempt(Path(sys.argv[1])), int(sys.argv[2])
     _die_with_the_task()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s")
-    threading.Thread(target=_live, args=[attempt, rank], daemon=True).start()
+    over = threading.Event()
+    living = threading.Thread(target=_live, args=[attempt, rank, over], daemon=True)
+    living.start()
     try:
         result = _call()
     except BaseException as error:
@@ -42,6 +43,9 @@ def main() -> None:
         sys.exit(1)
     if rank == 0:
         attempt.succeed(result)
+    over.set()
+    living.join()
+    # The end of the process may take a while: it lets go of the others.
     attempt.give_sign(rank, DONE)
 
 
@@ -77,17 +81,18 @@ def _failure(error: BaseException, attempt: Attempt, rank: int) -> Failure:
     )
 
 
-def _live(attempt: Attempt, rank: int) -> None:
-    """Give signs of life, and end when the driver has given the attempt up."""
-    for beat in itertools.count():
+def _live(attempt: Attempt, rank: int, over: threading.Event) -> None:
+    """Give signs of life until it is over, and end when the driver has given the attempt up."""
+    beats = itertools.count()
+    while not over.is_set():
         try:
             if attempt.is_abandoned():
                 os._exit(1)
-            attempt.give_sign(rank, str(beat))
+            attempt.give_sign(rank, str(next(beats)))
         except OSError as error:
             # Shared storage may be away for a moment; the driver decides for how long.
             logging.warning("no sign of life: %s", error)
-        time.sleep(BEAT_SECONDS)
+        over.wait(BEAT_SECONDS)
 
 
 def _die_with_the_task() -> None:

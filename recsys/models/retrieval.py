@@ -130,14 +130,15 @@ class TwoTower(tfrs.Model):
         seen = None
         if self._exclude_seen or "repeat" in queries:
             seen = Seen(self._seen(inputs, rows), queries.get("repeat"))
-        return self._task(
+        # Losses of replicas add up to the mean over the labels of all.
+        share = tf.size(inputs["row"]) / tf.size(inputs["pool"])
+        return tf.cast(share, tf.float32) * self._task(
             queries["embedding"],
             self._embed_rows(rows, training),
             labels,
             sample_weight=inputs["weight"],
             log_sampling_probability=log_probability,
             seen=seen,
-            batch_size=tf.size(inputs["pool"]),
         )
 
     def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

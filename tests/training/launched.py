@@ -22,7 +22,9 @@ def look_around(folder):
         f"secret={os.environ.get('MLFLOW_TRACKING_TOKEN')}",
     ]
     Path(folder, f"seen-{rank}").write_text("\n".join(lines))
-    return Scoring(directory=Path(folder), destination="x", num_users=2, k=3, name="n", model_version="1")
+    return Scoring(
+        directory=Path(folder), destination="x", num_users=2, k=3, name="n", model_version="1"
+    )
 
 
 def stumble(folder, how):
@@ -35,4 +37,6 @@ def stumble(folder, how):
             raise KeyError("no such column")
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[how])
     from_chief({"here": 1.0})
-    return Scoring(directory=Path(folder), destination="x", num_users=2, k=3, name="n", model_version="1")
+    return Scoring(
+        directory=Path(folder), destination="x", num_users=2, k=3, name="n", model_version="1"
+    )

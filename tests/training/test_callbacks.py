@@ -41,7 +41,11 @@ def test_the_best_epoch_is_kept_and_patience_stops(tmp_path):
     run(checkpoints, [0.1, 0.3, 0.2, 0.25, 0.9])
     assert checkpoints.state.stopped
     assert (checkpoints.state.epoch, checkpoints.state.best_epoch) == (4, 2)
-    assert sorted(p.name for p in tmp_path.glob("epoch-*")) == ["epoch-0002", "epoch-0003", "epoch-0004"]
+    assert sorted(p.name for p in tmp_path.glob("epoch-*")) == [
+        "epoch-0002",
+        "epoch-0003",
+        "epoch-0004",
+    ]
     best = model_of(0)
     assert checkpoints.restore_best(best).best("ndcg@20") == 0.3
     assert best.get_weights()[0].ravel().tolist() == pytest.approx([0.3, 0.3])

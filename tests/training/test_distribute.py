@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from recsys.artifacts import Scoring
 from recsys.config import Cluster, RunConfig
-from recsys.dataset import Share, training_batches
+from recsys.dataset import WHOLE, Order, Share, training_batches
 from training.attempt import Attempt, Failure, WorkerError, WorkersLost
 from training.barrier import _reserved_port
 from training.distribute import launch
@@ -49,13 +49,13 @@ def launched(spark, monkeypatch):
 def test_replicas_share_each_global_batch(prepared):
     def users(share, skip=0):
         stream = training_batches(
-            prepared, [prepared.train], 7, range(1), 1, 10_000, share=share, skip=skip
+            prepared, [prepared.train], 7, Order(range(1), 1, 10_000, skip), share
         )
         return [
             {k: batch[k].numpy() for k in ("label", "known", "pool", "place")} for batch in stream
         ]
 
-    whole = users(Share())
+    whole = users(WHOLE)
     parts = [users(Share(range(rank, rank + 1), 3)) for rank in range(3)]
     both = users(Share(range(0, 2), 3))
     assert sum(len(batch["label"]) for batch in whole) == prepared.train.num_examples
@@ -74,7 +74,7 @@ def test_replicas_share_each_global_batch(prepared):
 
 def test_a_replica_may_have_no_sequence(prepared):
     stream = training_batches(
-        prepared, [prepared.train], 1, range(1), 1, 10_000, share=Share(range(1, 2), 2)
+        prepared, [prepared.train], 1, Order(range(1), 1, 10_000), share=Share(range(1, 2), 2)
     )
     batch = next(iter(stream))
     assert len(batch["label"]) == 0
@@ -90,7 +90,13 @@ def test_two_workers_train_like_one(without_dropout, prepared, spark, tmp_path):
         fit, Cluster(), config, prepared, tmp_path / "alone", folder=tmp_path, spark=lambda: spark
     )
     together = launch(
-        fit, SPARK, config, prepared, tmp_path / "both", folder=tmp_path / "both", spark=lambda: spark
+        fit,
+        SPARK,
+        config,
+        prepared,
+        tmp_path / "both",
+        folder=tmp_path / "both",
+        spark=lambda: spark,
     )
     assert together.curves.keys() == alone.curves.keys()
     np.testing.assert_allclose(together.curves["loss"], alone.curves["loss"], rtol=1e-5)
@@ -139,9 +145,7 @@ def test_an_error_of_the_function_comes_back_from_its_worker_and_is_not_retried(
 
 @pytest.mark.spark
 @pytest.mark.parametrize("how", ["kill", "freeze"])
-def test_a_lost_worker_is_noticed_and_the_launch_restarted(
-    launched, spark, tmp_path, caplog, how
-):
+def test_a_lost_worker_is_noticed_and_the_launch_restarted(launched, spark, tmp_path, caplog, how):
     started = time.monotonic()
     launch(launched.stumble, SPARK, tmp_path, how, folder=tmp_path, spark=lambda: spark)
     assert time.monotonic() - started < 120
@@ -188,7 +192,7 @@ def test_nobody_else_gets_a_reserved_port():
 def test_too_few_slots_are_told(spark, tmp_path, monkeypatch):
     monkeypatch.setattr("training.preflight._SLOT_SECONDS", 0)
     many = SPARK.model_copy(update={"workers": 3})
-    with pytest.raises(ClusterError, match="workers=3 need as many .* the cluster has 2"):
+    with pytest.raises(ClusterError, match=r"workers=3 need as many .* the cluster has 2"):
         check_cluster(spark, many, tmp_path)
     fewer = many.model_copy(update={"min_workers": 1})
     assert check_cluster(spark, fewer, tmp_path) == 2

@@ -107,7 +107,9 @@ def test_a_refit_learns_the_validation_labels_and_survives_a_kill(config, prepar
     (tmp_path / "config.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", FIT, str(tmp_path / "config.json"), str(prepared.directory)]
     process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE)
-    wait_and_kill(process, tmp_path / "killed" / "checkpoints" / "refit" / "epoch-0001" / "state.json")
+    wait_and_kill(
+        process, tmp_path / "killed" / "checkpoints" / "refit" / "epoch-0001" / "state.json"
+    )
     assert not TrainedModel.exists(tmp_path / "killed")
     killed = fit(config, prepared, tmp_path / "killed")
     corpus = read_corpus(prepared)

@@ -40,7 +40,7 @@ def test_no_wait_is_longer_than_five_minutes(waits):
 def test_it_gives_up_with_what_happened_last(waits):
     cluster = Cluster(max_restarts=1, restart_seconds=0)
     attempt = failing(WorkersLost("first"), WorkersLost("worker 1 on h: killed by SIGKILL"))
-    with pytest.raises(WorkersLost, match="after 1 restarts .*: worker 1 on h: killed"):
+    with pytest.raises(WorkersLost, match=r"after 1 restarts .*: worker 1 on h: killed"):
         supervise(attempt, cluster)
 
 
