@@ -27,8 +27,9 @@ EXECUTORS = "local-cluster[2,1,1024]"
 
 @pytest.fixture(scope="module")
 def short(config):
-    """A training whose steps are the same on one and on two workers."""
-    model = config.model.model_copy(update={"dropout": 0.0})
+    """A training whose steps are the same on one and on two workers, and soon traced."""
+    history = config.model.history.model_copy(update={"kind": "mean"})
+    model = config.model.model_copy(update={"dropout": 0.0, "history": history})
     changes = {
         "epochs": EPOCHS,
         "patience": EPOCHS,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from recsys.config import Cluster
+from training.attempt import WorkersLost
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -38,6 +39,7 @@ def check_cluster(spark: SparkSession, cluster: Cluster, folder: Path) -> int:
 
     Raises:
         ClusterError: it cannot run the training.
+        WorkersLost: an executor was lost while it looked.
     """
     if type(spark).__module__.startswith("pyspark.sql.connect"):
         raise ClusterError(
@@ -91,10 +93,21 @@ def _check_executors(spark: SparkSession, workers: int, folder: Path) -> None:
             .mapPartitions(look)
             .collect()
         )
+    except Exception as error:
+        raise _explained(error) from error
     finally:
         token.unlink()
     for report in sorted(reports, key=lambda report: report["host"]):
         _check_report(report, own, folder)
+
+
+def _explained(error: Exception) -> ClusterError | WorkersLost:
+    """Tell executors that cannot run Python tasks from executors that were lost meanwhile."""
+    told = str(error).strip()
+    if "PythonException" not in told:
+        return WorkersLost(f"an executor was lost before the workers started: {told[:2000]}")
+    lines = [line for line in told.splitlines() if "Error" in line or "MISMATCH" in line]
+    return ClusterError(f"executors cannot run this driver's Python tasks: {' '.join(lines[:3])}")
 
 
 def _check_report(report: Mapping[str, str], own: Mapping[str, str], folder: Path) -> None:

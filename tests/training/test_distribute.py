@@ -13,7 +13,7 @@ from training.attempt import Attempt, Failure, WorkerError, WorkersLost
 from training.barrier import _reserved_port
 from training.distribute import launch
 from training.fit import fit
-from training.preflight import ClusterError, check_cluster
+from training.preflight import ClusterError, _check_report, _explained, check_cluster
 
 SPARK = Cluster(kind="spark", workers=2, restart_seconds=0, heartbeat_timeout_seconds=10)
 
@@ -256,3 +256,23 @@ def test_a_new_attempt_gives_the_earlier_ones_up(tmp_path):
     second.succeed({"a": 1})
     assert second.result() == {"a": 1}
     assert second.sign(0) == ""
+
+
+def test_what_executors_report_is_compared(tmp_path):
+    own = {"host": "driver", "shared": "", "python": "3.11.7"}
+    _check_report(own | {"host": "h"}, own, tmp_path)
+    with pytest.raises(ClusterError, match=r"python is 3\.11\.7 on the driver, but 3\.9\.1 on h"):
+        _check_report(own | {"host": "h", "python": "3.9.1"}, own, tmp_path)
+    with pytest.raises(ClusterError, match=r"must be shared by .*, but on h: No such file"):
+        _check_report(own | {"host": "h", "shared": "No such file"}, own, tmp_path)
+
+
+def test_lost_executors_are_told_from_broken_ones():
+    lost = _explained(RuntimeError("Could not recover from a failed barrier ResultStage"))
+    assert isinstance(lost, WorkersLost)
+    trace = (
+        "api.python.PythonException: Traceback\n  File x\nModuleNotFoundError: No module named y"
+    )
+    broken = _explained(RuntimeError(trace))
+    assert isinstance(broken, ClusterError)
+    assert "ModuleNotFoundError: No module named y" in str(broken)
