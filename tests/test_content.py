@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 
 from recsys.config import load_config
-from recsys.dataset import Order, read_corpus, training_batches
+from recsys.dataset import read_corpus
 from recsys.features import FeatureEncoder
 from recsys.models.embed import embed, in_batches, load_towers
 from recsys.models.retrieval import TwoTower
+from recsys.sequences import Order, training_batches
 from recsys.synthetic import clickstream
 from serving_export.savedmodel import export
 from training.fit import fit

@@ -15,20 +15,17 @@ import tensorflow as tf
 from recsys.artifacts import ArtifactError, PreparedData, Sequences, TrainedModel, replaced
 from recsys.config import RunConfig
 from recsys.dataset import (
-    WHOLE,
-    Order,
-    Share,
     named_corruption,
     raw_batches,
     read_corpus,
     read_interactions,
-    training_batches,
 )
 from recsys.features import FeatureEncoder
 from recsys.metrics import per_query
 from recsys.model_config import Train
 from recsys.models.retrieval import TwoTower
 from recsys.ranks import DotProduct, rank_queries
+from recsys.sequences import WHOLE, Order, Share, training_batches
 from training.callbacks import Checkpoints, EpochLog, FitState, Progress, Validation
 from training.chief import is_chief, wait_for_chief
 

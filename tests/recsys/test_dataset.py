@@ -7,16 +7,15 @@ import tensorflow as tf
 
 from recsys.artifacts import ArtifactError
 from recsys.dataset import (
-    Order,
     _flat_labels,
     named_corruption,
     raw_batches,
     read_corpus,
     read_interactions,
     read_sequences,
-    training_batches,
 )
 from recsys.schema import Schema
+from recsys.sequences import Order, training_batches
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.dataset import Order, read_corpus, read_sequences, training_batches
+from recsys.dataset import read_corpus, read_sequences
 from recsys.features import FeatureEncoder
 from recsys.model_config import TwoTowerConfig
 from recsys.models.retrieval import TwoTower
+from recsys.sequences import Order, training_batches
 
 LOSSES = {
     "full": {"full_softmax_up_to": 1000},
