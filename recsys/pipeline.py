@@ -268,6 +268,8 @@ class Run:
 
         data = self.load("prepare", PreparedData)
         self.tracker.log_config(self.config)
+        if self.config.cluster.kind == "spark":
+            self.tracker.log_application(self.spark.sparkContext.applicationId)
         launch(
             fit,
             self.config.cluster,

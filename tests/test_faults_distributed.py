@@ -127,7 +127,9 @@ def finish(process, model, tmp_path, undisturbed):
     client = MlflowClient(f"sqlite:///{model.parents[1] / 'mlflow.db'}")
     steps = [m.step for m in client.get_metric_history(trained.mlflow_run_id, "ndcg_at_20")]
     assert steps == list(range(1, EPOCHS + 1))
-    assert client.get_run(trained.mlflow_run_id).info.status == "FINISHED"
+    run = client.get_run(trained.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["recsys.spark_application"].startswith(("local-", "app-"))
     attempts = sorted((model / "launch").iterdir())
     assert len(attempts) == 2, told
     assert "restart 1 in 1 s" in told

@@ -18,6 +18,7 @@ from recsys.config import Cluster, RunConfig
 
 _TOKEN_TAG = "recsys.run"
 _FOLDER_TAG = "recsys.run_dir"
+_APPLICATION_TAG = "recsys.spark_application"
 _PARAM_LIMIT = 6000
 _BATCH = 100
 
@@ -124,6 +125,10 @@ class Tracker:
             for name, value in metrics.items()
         ]
         self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_application(self, application_id: str) -> None:
+        """Note the Spark application that trains; a resumed run has that of its last attempt."""
+        self._client.set_tag(self.run_id, _APPLICATION_TAG, application_id)
 
     def log_artifact(self, file: Path, folder: str = "") -> None:
         """Upload one file."""
