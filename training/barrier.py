@@ -122,7 +122,8 @@ def _task(
         place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         cluster = {"TF_CONFIG": json.dumps(place)}
         code = _run(call, attempt, rank, os.environ | forwarded | _own(context) | cluster)
-    if code:
+    # How the process ends after its work is TensorFlow's affair.
+    if code and attempt.sign(rank) != DONE:
         told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         attempt.fail(_lost(attempt, rank, host, told))
         raise RuntimeError(f"worker {rank} on {host}: {told}; log {attempt.log(rank)}")
