@@ -209,11 +209,28 @@ class Scoring(Section):
 class Cluster(Section):
     """The only section that differs between a laptop and a cluster."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "mirrored", "spark"] = Field(
+        "local", description="of training: this process, all its GPUs, or workers on Spark"
+    )
+    workers: int = Field(2, ge=1, description="of kind spark: a task each; they share a batch")
+    min_workers: int | None = Field(
+        None, ge=1, description="go on with so few if the cluster has shrunk; all if empty"
+    )
+    max_restarts: int = Field(10, ge=0, description="after lost workers, per fit")
+    restart_seconds: float = Field(5, ge=0, description="wait before a restart, doubled each time")
+    heartbeat_timeout_seconds: float = Field(
+        60, ge=5, description="without a sign of life a worker counts as frozen"
+    )
     master: str | None = Field("local[*]", description="Spark master; empty inside a Spark cluster")
     spark: dict[str, str] = Field({}, description="further Spark settings")
     tracking_uri: str | None = Field(None, description="MLflow; SQLite beside the runs if empty")
     experiment: str = "clickstream-recommender"
+
+    @model_validator(mode="after")
+    def _fewer(self) -> Cluster:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} exceeds workers={self.workers}")
+        return self
 
 
 class RunConfig(Section):

@@ -1,7 +1,7 @@
-"""TFRecords to tensors: batched parsing, seeded shuffling by epoch, the corpus, whole splits.
+"""TFRecords to tensors: batched parsing, the corpus, whole splits.
 
 Parsing a batch at once is some thirty times faster than parsing record by record, so records are
-shuffled and batched while they are still bytes (tensorflow.org/guide/data_performance).
+batched while they are still bytes (tensorflow.org/guide/data_performance).
 """
 
 from __future__ import annotations
@@ -16,14 +16,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError, Examples, PreparedData, Sequences
-from recsys.schema import Feature, Schema, missing_value
+from recsys.schema import Feature, missing_value
 
 _READ_BATCH = 4096
-#: Batches that are sorted by length together, so that sequences of one batch are about equally
-#: long and little of it is padding.
-_SORTED_BATCHES = 16
-#: No epoch has more parts of that many batches.
-_MOST_PARTS = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +143,7 @@ def read_sequences(data: PreparedData, sequences: Sequences, corpus: Corpus) -> 
     rows = corpus.rows()
     parts = []
     with _named_corruption(data.files(sequences)):
-        for batch in _parsed(data.files(sequences), _sequence_spec(data)):
+        for batch in _parsed(data.files(sequences), sequence_spec(data)):
             label = batch["label"]
             history = rows.lookup(batch[histories[0].name].to_tensor("")) if histories else None
             parts.append(
@@ -184,87 +179,9 @@ def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.d
     return (
         tf.data.TFRecordDataset(data.files(examples))
         .batch(batch_size)
-        .map(lambda records: _parse(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(lambda records: parse_examples(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
-
-
-def training_batches(
-    data: PreparedData,
-    splits: Sequence[Sequences],
-    batch_size: int,
-    epochs: range,
-    seed: int,
-    buffer: int,
-) -> tf.data.Dataset:
-    """Endless-looking stream of shuffled raw batches, one pass over the sequences per epoch.
-
-    The order of an epoch depends on `seed` and on the epoch's number alone, so that a training
-    that resumes at epoch n sees what an undisturbed one would have seen. The last batch of an
-    epoch may be smaller. A batch of B sequences that hold M labels has
-
-    - the histories by name, `[B, longest of the batch]`, oldest first, padded at the end;
-    - `sequence` and `known`, int32 `[M]`: the label's row of the batch, and how many events of its
-      history are before the label;
-    - `label` (item id), `weight` and the other query features by name, `[M]`.
-    """
-    files = tf.constant([file for split in splits for file in data.files(split)])
-    spec = _sequence_spec(data)
-    lists = [f.name for f in data.features.histories()]
-    sized_by = lists[0] if lists else "label"
-
-    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(files, seed=[seed, epoch])
-        shuffle_seed = tf.random.stateless_uniform(
-            [], [seed, epoch], maxval=tf.int64.max, dtype=tf.int64
-        )
-        records = tf.data.TFRecordDataset(order).shuffle(buffer, seed=shuffle_seed)
-        several = records.batch(batch_size * _SORTED_BATCHES)
-        parsed = several.map(
-            lambda bytes_: _parse(bytes_, spec), num_parallel_calls=tf.data.AUTOTUNE
-        )
-        # Without the number each part of an epoch would have its lengths in the same order.
-        return parsed.enumerate(epoch * _MOST_PARTS).flat_map(
-            lambda part, rows: _batches_by_length(rows, sized_by, batch_size, [seed, part])
-        )
-
-    return (
-        tf.data.Dataset.range(epochs.start, epochs.stop)
-        .flat_map(one_epoch)
-        .map(lambda rows: _flat_labels(rows, data.features), num_parallel_calls=tf.data.AUTOTUNE)
-    )
-
-
-def _batches_by_length(
-    rows: dict[str, tf.RaggedTensor], sized_by: str, batch_size: int, seed: Sequence[Any]
-) -> tf.data.Dataset:
-    """Cut rows into batches of sequences that are about equally long, in random order."""
-    order = tf.argsort(rows[sized_by].row_lengths(), stable=True)
-    num_batches = (tf.size(order) + batch_size - 1) // batch_size
-    numbers = tf.random.experimental.stateless_shuffle(tf.range(num_batches), seed=seed)
-
-    def take(number: tf.Tensor) -> dict[str, tf.RaggedTensor]:
-        chosen = order[number * batch_size : (number + 1) * batch_size]
-        return {name: tf.gather(values, chosen) for name, values in rows.items()}
-
-    return tf.data.Dataset.from_tensor_slices(numbers).map(take)
-
-
-def _flat_labels(rows: dict[str, Any], schema: Schema) -> dict[str, tf.Tensor]:
-    sequence = tf.cast(rows["label"].value_rowids(), tf.int32)
-    flat = {name: values.values for name, values in rows.items() if name != "user"}
-    for feature in schema.query:
-        if feature.is_list:
-            flat[feature.name] = _at_least_one_column(rows[feature.name].to_tensor(""))
-        elif feature.vector_dim:
-            flat[feature.name] = tf.reshape(flat[feature.name], [-1, feature.vector_dim])
-    return flat | {"sequence": sequence, "known": tf.cast(flat["known"], tf.int32)}
-
-
-def _at_least_one_column(history: tf.Tensor) -> tf.Tensor:
-    """Pad histories that are all empty: encoders look at position 0, whatever they make of it."""
-    missing = tf.maximum(1 - tf.shape(history)[1], 0)
-    return tf.concat([history, tf.fill([tf.shape(history)[0], missing], "")], axis=1)
 
 
 @contextmanager
@@ -311,7 +228,8 @@ def _feature_spec(features: Sequence[Feature]) -> dict[str, Any]:
     return spec
 
 
-def _sequence_spec(data: PreparedData) -> dict[str, Any]:
+def sequence_spec(data: PreparedData) -> dict[str, Any]:
+    """How `parse_examples` reads training sequences: every column is a list."""
     spec: dict[str, Any] = {
         "user": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.RaggedFeature(tf.string),
@@ -330,7 +248,8 @@ class _History:
     length: int
 
 
-def _parse(records: tf.Tensor, spec: dict[str, Any]) -> dict[str, tf.Tensor]:
+def parse_examples(records: tf.Tensor, spec: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """Parse serialised examples, `[batch]`, at once."""
     lists = {name: rule for name, rule in spec.items() if isinstance(rule, _History)}
     parsed = tf.io.parse_example(
         records, spec | {name: tf.io.RaggedFeature(tf.string) for name in lists}
@@ -345,7 +264,7 @@ def _parsed(files: Sequence[str], spec: dict[str, Any]) -> tf.data.Dataset:
     return (
         tf.data.TFRecordDataset(list(files))
         .batch(_READ_BATCH)
-        .map(lambda records: _parse(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(lambda records: parse_examples(records, spec), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
 

@@ -101,7 +101,7 @@ class Softmax(tfrs.tasks.Retrieval):
             seen: candidates that the queries have seen.
 
         Returns:
-            Scalar: sum of weighted cross-entropies divided by the batch size.
+            Scalar: sum of weighted cross-entropies divided by the batch size; 0 of no query.
         """
         batch = tf.shape(labels)[0]
         weight = tf.ones([batch]) if sample_weight is None else sample_weight
@@ -135,7 +135,8 @@ class Softmax(tfrs.tasks.Retrieval):
         """Return the loss and its gradients by query, candidate and score of the seen."""
         dim = candidates.shape[1]
         scaled = tf.cast(candidates / self._temperature, self._dtype)
-        num_tiles = (tf.shape(targets.labels)[0] + _TILE - 1) // _TILE
+        # One at least: without a query there are no tiles to concatenate.
+        num_tiles = tf.maximum((tf.shape(targets.labels)[0] + _TILE - 1) // _TILE, 1)
         by_query = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, dim])
         by_added = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, None])
         by_candidate = tf.zeros_like(candidates)
@@ -155,7 +156,7 @@ class Softmax(tfrs.tasks.Retrieval):
             by_query = by_query.write(tile, tf.cast(tf.matmul(error, scaled), tf.float32))
             by_added = by_added.write(tile, tf.where(seen >= 0, at_seen, 0.0))
             by_candidate += tf.cast(tf.matmul(error, query, transpose_a=True), tf.float32)
-        batch = tf.cast(tf.shape(targets.labels)[0], tf.float32)
+        batch = tf.cast(tf.maximum(tf.shape(targets.labels)[0], 1), tf.float32)
         scale = batch * self._temperature
         return (
             total / batch,

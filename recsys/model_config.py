@@ -101,6 +101,9 @@ class Train(Section):
     shuffle_buffer: int = Field(100_000, ge=1, description="sequences")
     monitor: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
     patience: int = Field(3, ge=1, description="epochs without a better `monitor` before stopping")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints within an epoch; none if empty"
+    )
     refit: bool = Field(
         False, description="in the end train anew, for as many epochs, on validation labels too"
     )

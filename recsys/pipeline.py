@@ -263,11 +263,24 @@ class Run:
         prepare(self.config, self.spark, directory)
 
     def _fit(self, directory: Path) -> None:
+        from training.distribute import launch
         from training.fit import fit
 
         data = self.load("prepare", PreparedData)
         self.tracker.log_config(self.config)
-        fit(self.config, data, directory, self.tracker.run_id, self.tracker.log_metrics)
+        if self.config.cluster.kind == "spark":
+            self.tracker.log_application(self.spark.sparkContext.applicationId)
+        launch(
+            fit,
+            self.config.cluster,
+            self.config,
+            data,
+            directory,
+            self.tracker.run_id,
+            self.tracker.log_metrics,
+            folder=directory,
+            spark=lambda: self.spark,
+        )
 
     def _evaluate(self, directory: Path) -> None:
         from training.evaluate import evaluate

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 _START = datetime(2024, 1, 1, tzinfo=UTC)
 _SPAN = timedelta(days=20)
+CLICKS_PER_SESSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,6 @@ def clickstream(
     num_items: int = 60,
     num_clusters: int = 6,
     predictability: float = 0.8,
-    clicks_per_session: int = 6,
     num_moods: int = 1,
     seed: int = 0,
 ) -> Clickstream:
@@ -62,10 +62,10 @@ def clickstream(
     successor = np.stack([_successors(cluster, rng) for _ in range(num_moods)])
     popularity = 1 / np.arange(1, num_items + 1)
     popularity /= popularity.sum()
-    items = np.empty((num_sessions, clicks_per_session), np.int64)
+    items = np.empty((num_sessions, CLICKS_PER_SESSION), np.int64)
     items[:, 0] = rng.choice(num_items, num_sessions, p=popularity)
     mood = rng.integers(num_moods, size=num_sessions)
-    for position in range(1, clicks_per_session):
+    for position in range(1, CLICKS_PER_SESSION):
         last = items[:, position - 1]
         stray = _same_cluster(last, num_items, num_clusters, rng)
         follows = rng.random(num_sessions) < predictability
@@ -74,9 +74,9 @@ def clickstream(
     times = [
         _START + session * step + timedelta(seconds=position)
         for session in range(num_sessions)
-        for position in range(clicks_per_session)
+        for position in range(CLICKS_PER_SESSION)
     ]
-    users = np.repeat(np.arange(num_sessions) % max(1, num_sessions // 2), clicks_per_session)
+    users = np.repeat(np.arange(num_sessions) % max(1, num_sessions // 2), CLICKS_PER_SESSION)
     return Clickstream(users, items.ravel(), times, successor, cluster)
 
 

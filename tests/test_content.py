@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 
 from recsys.config import load_config
-from recsys.dataset import read_corpus, training_batches
+from recsys.dataset import read_corpus
 from recsys.features import FeatureEncoder
 from recsys.models.embed import embed, in_batches, load_towers
 from recsys.models.retrieval import TwoTower
+from recsys.sequences import Order, training_batches
 from recsys.synthetic import clickstream
 from serving_export.savedmodel import export
 from training.fit import fit
@@ -119,7 +120,7 @@ def test_records_hold_vectors_and_missing_ones_are_zeros(data, config):
     given = pd.read_parquet(config.data.items.path).set_index("item")["image"]
     assert images["blank"].tolist() == [0] * DIM
     np.testing.assert_allclose(images["i7"], given["i7"], rtol=1e-6)
-    batch = next(iter(training_batches(data, [data.train], 10_000, range(1), 1, 10_000)))
+    batch = next(iter(training_batches(data, [data.train], 10_000, Order(range(1), 1, 10_000))))
     assert {tuple(taste) for taste in batch["taste"].numpy().tolist()} == {(0, 0), (1, 2)}
     users = pd.read_parquet(data.directory / data.users).set_index("user")["taste"]
     assert users["u1"].tolist() == [1, 2]

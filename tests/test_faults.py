@@ -108,7 +108,7 @@ def test_prepare(copied, clicks_config, finished_run, moment):
 def test_fit(copied, clicks_config, finished_run):
     folder = copied("fit")
     process = start("fit", folder, clicks_config)
-    kill_when(process, (folder / "model/checkpoints/state.json").is_file, folder, "fit")
+    kill_when(process, (folder / "model/checkpoints/epoch-0001/state.json").is_file, folder, "fit")
     assert "resume after epoch" in again("fit", folder, clicks_config)
     new, old = (TrainedModel.load(f / "model") for f in (folder, finished_run))
     assert new.best_epoch == old.best_epoch

@@ -19,18 +19,20 @@ from recsys.dataset import (
     raw_batches,
     read_corpus,
     read_interactions,
-    training_batches,
 )
 from recsys.features import FeatureEncoder
 from recsys.metrics import per_query
 from recsys.model_config import Train
 from recsys.models.retrieval import TwoTower
 from recsys.ranks import DotProduct, rank_queries
-from training.callbacks import EpochCheckpoints, EpochLog, FitState, Progress, Validation
+from recsys.sequences import WHOLE, Order, Share, training_batches
+from training.callbacks import Checkpoints, EpochLog, FitState, Progress, Validation
+from training.chief import is_chief, wait_for_chief
 
 logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 4096
+_ENDLESS = tf.data.INFINITE_CARDINALITY
 _SECONDS_PER_DAY = 86_400
 LogMetrics = Callable[[dict[str, float], int], None]
 
@@ -44,12 +46,16 @@ def fit(
 ) -> TrainedModel:
     """Train to the best validation epoch and save the towers; resume where a killed one stopped.
 
+    Runs under the strategy that is in scope, by itself or as one of several workers that all call
+    it alike. However many replicas share a global batch, the loss of each step is the same.
+
     Args:
         config: the run.
         data: what `prepare` made; its schema must be that of the config.
-        directory: receives `checkpoints/`, `towers/` and the manifest.
+        directory: receives `checkpoints/`, `towers/` and the manifest; shared by all workers, of
+            which the chief alone writes.
         mlflow_run_id: noted in the manifest.
-        log_metrics: called after each epoch with its metrics and its number.
+        log_metrics: called after each epoch with its metrics and its number, by the chief alone.
 
     Raises:
         ArtifactError: the data were prepared for other features, or a shard is corrupt.
@@ -60,20 +66,25 @@ def fit(
     tf.config.experimental.enable_op_determinism()
     inputs = _Inputs(config, data)
     model = inputs.build_model([data.train])
-    checkpoints = EpochCheckpoints(
-        directory / "checkpoints", config.train.monitor, config.train.patience
+    train = config.train
+    checkpoints = Checkpoints(
+        directory / "checkpoints", train.monitor, train.patience, train.checkpoint_steps
     )
     state = checkpoints.restore(model)
-    if not state.stopped and state.epoch < config.train.epochs:
+    if not state.stopped and state.epoch < train.epochs:
         with named_corruption(data, data.train):
             _train(model, inputs, checkpoints, log_metrics)
     state = checkpoints.restore_best(model)
-    best = state.best(config.train.monitor)
-    logger.info("best epoch %d: %s %.4f", state.best_epoch, config.train.monitor, best)
-    if config.train.refit:
+    best = state.best(train.monitor)
+    logger.info("best epoch %d: %s %.4f", state.best_epoch, train.monitor, best)
+    if train.refit:
         model = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
-    _save_towers(model, directory / "towers")
-    return _manifest(config, state, directory, mlflow_run_id).save()
+    manifest = _manifest(config, state, directory, mlflow_run_id)
+    if is_chief():
+        _save_towers(model, directory / "towers")
+        manifest.save()
+    wait_for_chief()
+    return manifest
 
 
 class _Inputs:
@@ -92,17 +103,13 @@ class _Inputs:
         num_sequences = sum(split.num_sequences for split in splits)
         return math.ceil(num_sequences / self.config.train.global_batch_size)
 
-    def training(self, splits: Sequence[Sequences], epochs: range) -> tf.data.Dataset:
-        """Encoded batches with `row` and `weight`, for these epochs."""
+    def training(
+        self, splits: Sequence[Sequences], epochs: range, skip: int = 0, share: Share = WHOLE
+    ) -> tf.data.Dataset:
+        """Encoded batches with all that `TwoTower.compute_loss` reads, for these epochs."""
         train = self.config.train
-        raw = training_batches(
-            self.data,
-            splits,
-            train.global_batch_size,
-            epochs,
-            self.config.seed,
-            train.shuffle_buffer,
-        )
+        order = Order(epochs, self.config.seed, train.shuffle_buffer, skip)
+        raw = training_batches(self.data, splits, train.global_batch_size, order, share)
         num_warm = max(1, int(np.count_nonzero(self.corpus.count)))
         half_life = self.config.model.loss.recency_half_life_days
         moments = [split.last_at for split in splits if split.last_at is not None]
@@ -114,6 +121,8 @@ class _Inputs:
             # of their own to be learned, and are no candidates of the loss.
             batch["weight"] = tf.where(row < num_warm, batch["weight"], 0.0)
             row = tf.where(row < num_warm, row, 0)
+            pool = self._rows.lookup(batch["pool"])
+            batch["pool"] = tf.where(pool < num_warm, pool, 0)
             time = batch.pop("time")
             if half_life:
                 age = (last - tf.cast(time, tf.float64) / 1e6) / _SECONDS_PER_DAY
@@ -164,15 +173,10 @@ class _Inputs:
 
 
 def _train(
-    model: TwoTower, inputs: _Inputs, checkpoints: EpochCheckpoints, log_metrics: LogMetrics
+    model: TwoTower, inputs: _Inputs, checkpoints: Checkpoints, log_metrics: LogMetrics
 ) -> None:
-    _run(
-        model,
-        inputs,
-        [inputs.data.train],
-        range(checkpoints.state.epoch, inputs.config.train.epochs),
-        [Validation(lambda: inputs.validate(model)), EpochLog(log_metrics), checkpoints],
-    )
+    before = [Validation(lambda: inputs.validate(model)), EpochLog(log_metrics)]
+    _run(model, inputs, [inputs.data.train], inputs.config.train.epochs, checkpoints, before)
 
 
 def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
@@ -180,12 +184,12 @@ def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
     splits = [inputs.data.train, inputs.data.recent]
     tf.keras.utils.set_random_seed(inputs.config.seed)
     model = inputs.build_model(splits)
-    checkpoints = EpochCheckpoints(directory)
+    checkpoints = Checkpoints(directory, every_steps=inputs.config.train.checkpoint_steps)
     state = checkpoints.restore(model)
     logger.info("refit on training and validation labels: %d epochs", epochs)
     if state.epoch < epochs:
         with named_corruption(inputs.data, *splits):
-            _run(model, inputs, splits, range(state.epoch, epochs), [checkpoints])
+            _run(model, inputs, splits, epochs, checkpoints)
     return model
 
 
@@ -193,18 +197,47 @@ def _run(
     model: TwoTower,
     inputs: _Inputs,
     splits: Sequence[Sequences],
-    epochs: range,
-    callbacks: Sequence[tf.keras.callbacks.Callback],
+    last: int,
+    checkpoints: Checkpoints,
+    before: Sequence[tf.keras.callbacks.Callback] = (),
 ) -> None:
-    steps = inputs.steps_per_epoch(splits)
-    model.fit(
-        inputs.training(splits, epochs),
-        initial_epoch=epochs.start,
-        epochs=epochs.stop,
-        steps_per_epoch=steps,
-        verbose=0,
-        callbacks=[Progress(steps), *callbacks],
-    )
+    """Train up to the `last` epoch from where the checkpoints are; `before` run before they do."""
+    strategy = tf.distribute.get_strategy()
+    for epochs, skip in _parts(checkpoints.state, last):
+        if checkpoints.state.stopped:
+            return
+        steps = inputs.steps_per_epoch(splits) - skip
+
+        def make(
+            context: tf.distribute.InputContext, epochs: range = epochs, skip: int = skip
+        ) -> tf.data.Dataset:
+            own = inputs.training(splits, epochs, skip, _share(context))
+            # Keras counts the steps, so no worker has to ask the others before each of them
+            # whether they still have a batch, as it would for a data set that may end.
+            return own.apply(tf.data.experimental.assert_cardinality(_ENDLESS))
+
+        model.fit(
+            strategy.distribute_datasets_from_function(make),
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=steps,
+            verbose=0,
+            callbacks=[Progress(steps), *before, checkpoints],
+        )
+
+
+def _parts(state: FitState, last: int) -> list[tuple[range, int]]:
+    """Epochs to do and batches to skip: Keras asks for epochs of equal length."""
+    if not state.step:
+        return [(range(state.epoch, last), 0)]
+    begun = (range(state.epoch, state.epoch + 1), state.step)
+    return [begun, (range(state.epoch + 1, last), 0)] if state.epoch + 1 < last else [begun]
+
+
+def _share(context: tf.distribute.InputContext) -> Share:
+    own = context.num_replicas_in_sync // context.num_input_pipelines
+    first = own * context.input_pipeline_id
+    return Share(range(first, first + own), context.num_replicas_in_sync)
 
 
 def optimizer(train: Train, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:

@@ -18,6 +18,7 @@ from recsys.config import Cluster, RunConfig
 
 _TOKEN_TAG = "recsys.run"
 _FOLDER_TAG = "recsys.run_dir"
+_APPLICATION_TAG = "recsys.spark_application"
 _PARAM_LIMIT = 6000
 _BATCH = 100
 
@@ -59,6 +60,10 @@ class Tracker:
         self.uri = uri
         self.run_id = run_id
         self._client = MlflowClient(uri)
+
+    def __reduce__(self) -> tuple[type[Tracker], tuple[str, str]]:
+        """Pickle as its address: the chief of a cluster opens its own connection."""
+        return Tracker, (self.uri, self.run_id)
 
     @classmethod
     def open(cls, config: RunConfig, run_dir: Path, token: str) -> Tracker:
@@ -120,6 +125,10 @@ class Tracker:
             for name, value in metrics.items()
         ]
         self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_application(self, application_id: str) -> None:
+        """Note the Spark application that trains; a resumed run has that of its last attempt."""
+        self._client.set_tag(self.run_id, _APPLICATION_TAG, application_id)
 
     def log_artifact(self, file: Path, folder: str = "") -> None:
         """Upload one file."""

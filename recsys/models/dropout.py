@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 class StatelessDropout:
-    """Dropout whose mask depends on a seed and the training step alone.
+    """Dropout whose mask depends on a seed, the training step and the replica alone.
 
     A training that resumes from a checkpoint draws the masks that an undisturbed one would draw.
     It has no weights, so it is no Keras layer that a SavedModel would have to keep.
@@ -30,7 +30,10 @@ class StatelessDropout:
         return tf.random.stateless_uniform(shape, self._now()) < self._rate
 
     def _now(self) -> tf.Tensor:
-        return tf.stack([tf.constant(self._seed, tf.int64), self._step])
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        # Seeds lie below 2**32: no replica repeats the masks of another.
+        seed = tf.bitwise.left_shift(tf.cast(replica, tf.int64), 32) + self._seed
+        return tf.stack([seed, self._step])
 
 
 class Dropouts:

@@ -54,8 +54,17 @@ class TwoTower(tfrs.Model):
         self._encoder: Callable[[], FeatureEncoder] = lambda: encoder
         self._config = config
         self._exclude_seen = exclude_seen
-        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.step = tf.Variable(
+            0,
+            dtype=tf.int64,
+            trainable=False,
+            name="step",
+            # Every replica counts the same steps.
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
         self._loss = tf.keras.metrics.Mean(name="loss")
+        # A metric is that of all replicas already: Keras would add it up over them.
+        self.distribute_reduction_method = "first"
         self._corpus = encoder({name: tf.constant(v) for name, v in corpus.features.items()})
         self._num_items = len(corpus)
         self._vocabulary_rows = _rows_of_vocabulary(schema, encoder, corpus)
@@ -109,13 +118,22 @@ class TwoTower(tfrs.Model):
         return self.query_tower(encoded, training=training)
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Loss of encoded training batches with `row` (corpus row of the label) and `weight`."""
+        """Loss of encoded training batches, or this replica's share of it.
+
+        Args:
+            inputs: beside encoded features `row` and `weight`, `[batch]`: corpus row of the label
+                and what it counts; `pool`, `[labels of all replicas]`: rows of all labels of the
+                step; `place`, int32 `[batch]`: which of them are the own.
+            training: whether to drop units.
+        """
         queries = self.query_tower(inputs, training=training)
         rows, labels, sampling = self._candidates(inputs)
         seen = None
         if self._exclude_seen or "repeat" in queries:
             seen = Seen(self._seen(inputs, rows), queries.get("repeat"))
-        return self._task(
+        # Losses of replicas add up to the mean over the labels of all.
+        share = tf.size(inputs["row"]) / tf.size(inputs["pool"])
+        return tf.cast(share, tf.float32) * self._task(
             queries["embedding"],
             self._embed_rows(rows, training),
             labels,
@@ -128,10 +146,18 @@ class TwoTower(tfrs.Model):
         """Take one step, and count it: masks and negatives are functions of the count."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
-        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        pairs = self.optimizer.aggregate_gradients(
+            list(zip(gradients, self.trainable_variables, strict=True))
+        )
+        if self.optimizer.global_clipnorm:
+            # Keras takes the norm of rows that are yet to be added up, as many as replicas have.
+            pairs = [(_each_row_once(gradient), variable) for gradient, variable in pairs]
+        self.optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
         self.step.assign_add(1)
         # `tfrs.Model` reports the loss of the last batch; an epoch is judged by its mean.
-        self._loss.update_state(loss)
+        # The mean over replicas of their shares is so the mean loss of the step.
+        self._loss.update_state(loss * tf.distribute.get_strategy().num_replicas_in_sync)
         return {"loss": self._loss.result()}
 
     @property
@@ -165,35 +191,39 @@ class TwoTower(tfrs.Model):
         """Corpus rows of a step's candidates, places of the labels in them, and how they came."""
         if self._full:
             return tf.range(self._num_warm), inputs["row"], None
-        rows, labels, log_probability = self._draw(inputs["row"])
+        rows, places, log_probability = self._draw(inputs["pool"])
+        labels = tf.gather(places, inputs["place"])
         related = None
         if self._config.loss.in_batch_negatives:
             related = _labels_of_sequence(labels, inputs["sequence"])
         return rows, labels, Sampling(log_probability, related)
 
-    def _draw(self, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _draw(self, pool: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Draw the candidates of a step: the labels of the batch and mixed negatives, each once.
+
+        Every replica knows the labels of all and draws the same candidates, so that more replicas
+        mean no other negatives. No vectors have to be gathered for that.
 
         Mixed negatives let the model see rare items too (Yang et al., "Mixed Negative Sampling",
         WWW 2020). As a set holds no item twice, there are no accidental hits to remove.
 
         Returns:
-            Corpus rows `[num_candidates]`, places of the labels in them `[batch]`, and the log of
+            Corpus rows `[num_candidates]`, places of the labels in them `[labels]`, and the log of
             each candidate's probability to be a negative of a query whose label it is not.
         """
         loss = self._config.loss
         drawn = tf.concat([self._uniform(), self._popular()], axis=0)
-        batch = tf.size(row)
-        rows, place = tf.unique(tf.concat([row, drawn], axis=0))
-        by_share = loss.num_popular_negatives + (batch if loss.in_batch_negatives else 0)
+        size = tf.size(pool)
+        rows, place = tf.unique(tf.concat([pool, drawn], axis=0))
+        by_share = loss.num_popular_negatives + (size if loss.in_batch_negatives else 0)
         missed = tf.cast(by_share, tf.float32) * tf.math.log1p(-tf.gather(self._label_share, rows))
         missed += loss.num_uniform_negatives * np.log1p(-1 / max(2, self._num_warm))
         log_probability = tf.math.log(-tf.math.expm1(missed))
         if not loss.in_batch_negatives:
             ones = tf.ones_like(drawn, tf.float32)
-            times = tf.math.unsorted_segment_sum(ones, place[batch:], tf.size(rows))
+            times = tf.math.unsorted_segment_sum(ones, place[size:], tf.size(rows))
             log_probability = tf.where(times > 0, log_probability, _OUT_OF_REACH)
-        return rows, place[:batch], log_probability
+        return rows, place[:size], log_probability
 
     def _uniform(self) -> tf.Tensor:
         """Draw corpus rows, each as likely, `[num_uniform_negatives]`."""
@@ -234,6 +264,15 @@ def _labels_of_sequence(labels: tf.Tensor, sequence: tf.Tensor) -> tf.Tensor:
     """
     by_sequence = tf.RaggedTensor.from_value_rowids(labels, tf.cast(sequence, tf.int64))
     return tf.gather(by_sequence.to_tensor(-1), sequence)
+
+
+def _each_row_once(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
+    """Add up the slices of equal rows."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, place = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def _rows_of_vocabulary(schema: Schema, encoder: FeatureEncoder, corpus: Corpus) -> tf.Tensor:

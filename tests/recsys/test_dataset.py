@@ -13,9 +13,9 @@ from recsys.dataset import (
     read_corpus,
     read_interactions,
     read_sequences,
-    training_batches,
 )
 from recsys.schema import Schema
+from recsys.sequences import Order, training_batches
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def copied(prepared, tmp_path):
 
 
 def epoch(prepared, epochs, seed=1):
-    batches = training_batches(prepared, [prepared.train], 16, epochs, seed, buffer=10_000)
+    batches = training_batches(prepared, [prepared.train], 16, Order(epochs, seed, 10_000))
     return [record for batch in batches for record in rows_of(batch)]
 
 
@@ -80,7 +80,7 @@ def test_a_stream_that_starts_later_continues_an_earlier_one(prepared):
 def test_batches_hold_the_history_of_every_label(prepared):
     """What a label knows in a batch is what it knows when it is read as an example."""
     corpus = read_corpus(prepared)
-    batches = training_batches(prepared, [prepared.train], 16, range(1), seed=1, buffer=10_000)
+    batches = training_batches(prepared, [prepared.train], 16, Order(range(1), 1, 10_000))
     found = []
     for batch in batches:
         longest = max(known for known in batch["known"].numpy())
@@ -98,7 +98,7 @@ def test_batches_hold_the_history_of_every_label(prepared):
 
 
 def test_sequences_of_a_batch_are_about_equally_long(prepared):
-    batches = training_batches(prepared, [prepared.train], 16, range(1), seed=1, buffer=10_000)
+    batches = training_batches(prepared, [prepared.train], 16, Order(range(1), 1, 10_000))
     padded = held = 0
     for batch in batches:
         padded += batch["history"].shape[0] * batch["history"].shape[1]
@@ -125,7 +125,7 @@ def test_a_batch_of_empty_histories_has_a_place_to_look_at():
 
 def test_the_latest_labels_join_the_training_ones(prepared):
     both = [prepared.train, prepared.recent]
-    batches = training_batches(prepared, both, 16, range(1), seed=1, buffer=10_000)
+    batches = training_batches(prepared, both, 16, Order(range(1), 1, 10_000))
     labels = sum(len(batch["label"]) for batch in batches)
     assert labels == prepared.train.num_examples + prepared.validation.num_examples
 
@@ -145,7 +145,7 @@ def test_a_corrupt_shard_is_named(copied):
         stream.write(b"\xff\xff\xff\xff")
     with pytest.raises(ArtifactError, match=f"{file} is corrupt: .* run `recsys prepare` again"):
         with named_corruption(copied, copied.train):
-            for _ in training_batches(copied, [copied.train], 16, range(1), 1, 100):
+            for _ in training_batches(copied, [copied.train], 16, Order(range(1), 1, 100)):
                 pass
 
 

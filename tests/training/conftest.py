@@ -1,12 +1,13 @@
 """A tiny prepared data set and hand-made towers, for tests of what reads them."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
 from recsys.artifacts import Corpus, Examples, PreparedData, Sequences
-from recsys.config import RunConfig
+from recsys.config import Cluster, RunConfig
 
 ITEMS = "abcdef"
 FEATURES = [
@@ -184,3 +185,20 @@ def tiny_towers(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def two_workers():
+    """Cluster section for two workers on Spark, impatient."""
+    return Cluster(kind="spark", workers=2, restart_seconds=0, heartbeat_timeout_seconds=10)
+
+
+@pytest.fixture
+def launched(spark, monkeypatch):
+    """The module of functions to launch, known to driver and executors."""
+    file = Path(__file__).with_name("launched.py")
+    monkeypatch.syspath_prepend(str(file.parent))
+    spark.sparkContext.addPyFile(str(file))
+    import launched
+
+    return launched

@@ -77,7 +77,7 @@ def test_killed_in_the_middle_it_ends_like_an_undisturbed_one(trained, config, p
         str(tmp_path / "model"),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    state = tmp_path / "model" / "checkpoints" / "state.json"
+    state = tmp_path / "model" / "checkpoints" / "epoch-0001" / "state.json"
     deadline = time.monotonic() + 120
     while not state.is_file() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -90,6 +90,21 @@ def test_killed_in_the_middle_it_ends_like_an_undisturbed_one(trained, config, p
     assert resumed.best_epoch == undisturbed.best_epoch
     np.testing.assert_allclose(resumed.curves[monitor], undisturbed.curves[monitor], rtol=1e-6)
     assert not list((tmp_path / "model").glob(".*unfinished"))
+
+
+def test_killed_within_an_epoch_it_goes_on_with_the_next_batch(config, prepared, tmp_path, caplog):
+    train = config.train.model_copy(update={"checkpoint_steps": 4, "epochs": 2})
+    config = config.model_copy(update={"train": train})
+    whole = fit(config, prepared, tmp_path / "whole")
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", FIT, str(tmp_path / "config.json"), str(prepared.directory)]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE)
+    wait_and_kill(process, tmp_path / "killed/checkpoints/epoch-0000-step-00000004/state.json")
+    with caplog.at_level("INFO"):
+        resumed = fit(config, prepared, tmp_path / "killed")
+    assert "resume after epoch 0, step " in caplog.text
+    for name, curve in whole.curves.items():
+        np.testing.assert_allclose(resumed.curves[name], curve, rtol=1e-6, err_msg=name)
 
 
 def wait_and_kill(process, file):
@@ -107,7 +122,9 @@ def test_a_refit_learns_the_validation_labels_and_survives_a_kill(config, prepar
     (tmp_path / "config.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", FIT, str(tmp_path / "config.json"), str(prepared.directory)]
     process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE)
-    wait_and_kill(process, tmp_path / "killed" / "checkpoints" / "refit" / "state.json")
+    wait_and_kill(
+        process, tmp_path / "killed" / "checkpoints" / "refit" / "epoch-0001" / "state.json"
+    )
     assert not TrainedModel.exists(tmp_path / "killed")
     killed = fit(config, prepared, tmp_path / "killed")
     corpus = read_corpus(prepared)

@@ -1,3 +1,4 @@
+import pickle
 import socket
 
 import pytest
@@ -40,6 +41,15 @@ def test_metrics_and_artifacts(tracker, tmp_path):
     assert (point.value, point.step) == (0.5, 3)
     assert [a.path for a in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
     assert (tmp_path / "runs" / "mlartifacts").is_dir()
+
+
+def test_a_worker_logs_to_the_run_of_the_driver(tracker):
+    log_metrics = pickle.loads(pickle.dumps(tracker.log_metrics))
+    log_metrics({"loss": 0.5}, 2)
+    tracker.log_application("app-1")
+    run = MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert run.data.metrics == {"loss": 0.5}
+    assert run.data.tags["recsys.spark_application"] == "app-1"
 
 
 def test_a_nested_run_is_found_again_by_its_token(tracker):

@@ -57,7 +57,7 @@ def killed(config, data, tmp_path_factory):
     folder = RunFolder(runs / "planted")
     folder.freeze(tuned_config(config, SPACE))
     shutil.copytree(data.directory, folder.path / "data")
-    state = folder.path / "tuning" / "trial-0001" / "checkpoints" / "state.json"
+    state = folder.path / "tuning" / "trial-0001" / "checkpoints" / "epoch-0001" / "state.json"
     with (runs / "first.log").open("w") as log:
         process = start(folder.path, log)
     deadline = time.monotonic() + PATIENCE

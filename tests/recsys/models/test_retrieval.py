@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.dataset import read_corpus, read_sequences, training_batches
+from recsys.dataset import read_corpus, read_sequences
 from recsys.features import FeatureEncoder
 from recsys.model_config import TwoTowerConfig
 from recsys.models.retrieval import TwoTower, _labels_of_sequence
+from recsys.sequences import Order, training_batches
 
 LOSSES = {
     "full": {"full_softmax_up_to": 1000},
@@ -67,9 +68,9 @@ def batches(prepared, corpus, encoder, epochs=1):
 
     def encode(raw):
         row = rows.lookup(raw.pop("label"))
-        return encoder(raw) | {"row": row}
+        return encoder(raw) | {"row": row, "pool": rows.lookup(raw["pool"])}
 
-    raw = training_batches(prepared, [prepared.train], 32, range(epochs), seed=1, buffer=5000)
+    raw = training_batches(prepared, [prepared.train], 32, Order(range(epochs), 1, 5000))
     return raw.map(encode)
 
 
@@ -103,7 +104,7 @@ def test_every_trainable_variable_moves_in_one_step(build, prepared, corpus):
 def test_one_pass_over_a_sequence_gives_what_each_of_its_queries_gives(build, prepared, corpus):
     """A label along a shared history is embedded as a server would embed its query alone."""
     model, encoder = build()
-    raw = training_batches(prepared, [prepared.train], 8, range(1), seed=1, buffer=5000)
+    raw = training_batches(prepared, [prepared.train], 8, Order(range(1), 1, 5000))
     batch = next(iter(raw))
     together = model(encoder(batch))
     listed = tf.gather(batch["history"], batch["sequence"]).numpy()
@@ -147,11 +148,11 @@ def test_a_corpus_of_one_warm_item_and_a_batch_of_one(prepared, corpus, loss):
     encoder = FeatureEncoder(prepared)
     model = TwoTower(config, prepared.features, encoder, single, 1)
     model.compile(optimizer=tf.keras.optimizers.Adam(0.02))
-    raw = training_batches(prepared, [prepared.train], 1, range(1), seed=1, buffer=100)
+    raw = training_batches(prepared, [prepared.train], 1, Order(range(1), 1, 100))
     batch = next(iter(raw))
     batch.pop("label")
     row = tf.zeros_like(batch["known"])
-    assert np.isfinite(model.train_step(encoder(batch) | {"row": row})["loss"])
+    assert np.isfinite(model.train_step(encoder(batch) | {"row": row, "pool": row})["loss"])
 
 
 def test_without_in_batch_negatives_a_label_competes_with_what_was_drawn_alone(prepared, corpus):

@@ -1,0 +1,171 @@
+"""A worker, the chief or an executor dies or freezes in the middle: the fit ends as if it had not."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from recsys.artifacts import TrainedModel
+from recsys.config import Cluster
+from training.fit import fit
+
+RECSYS = Path(sys.executable).with_name("recsys")
+PATIENCE = 400
+EPOCHS = 4
+LOCAL = "local[2]"
+#: Each executor is a JVM of its own.
+EXECUTORS = "local-cluster[2,1,1024]"
+
+
+@pytest.fixture(scope="module")
+def short(config):
+    """A training whose steps are the same on one and on two workers, and soon traced."""
+    history = config.model.history.model_copy(update={"kind": "mean"})
+    model = config.model.model_copy(update={"dropout": 0.0, "history": history})
+    changes = {
+        "epochs": EPOCHS,
+        "patience": EPOCHS,
+        "optimizer": "adagrad",
+        "learning_rate": 0.1,
+        "checkpoint_steps": 3,
+    }
+    train = config.train.model_copy(update=changes)
+    return config.model_copy(update={"model": model, "train": train})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(short, prepared, tmp_path_factory):
+    """The same training in one process, which nothing happens to."""
+    return fit(short, prepared, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture
+def start(short, prepared, tmp_path):
+    """Start `recsys fit` on two workers; gives the process and the folder of the model."""
+    started = []
+
+    def begin(master):
+        folder = tmp_path / "runs" / "planted"
+        shutil.copytree(prepared.directory, folder / "data")
+        cluster = Cluster(
+            kind="spark",
+            master=master,
+            workers=2,
+            restart_seconds=1,
+            heartbeat_timeout_seconds=15,
+            spark={"spark.driver.memory": "1g"},
+        )
+        config = short.model_copy(update={"cluster": cluster})
+        (folder / "config.json").write_text(config.model_dump_json())
+        with (tmp_path / "fit.log").open("w") as log:
+            process = subprocess.Popen(
+                [RECSYS, "fit", "--run-dir", folder],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process, folder / "model"
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(reached, process, tmp_path):
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        told = (tmp_path / "fit.log").read_text()
+        assert process.poll() is None, f"it was over too early:\n{told}"
+        assert time.monotonic() < deadline, f"it took too long:\n{told}"
+        time.sleep(0.01)
+
+
+def command_line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def worker(model, rank):
+    """Process id of a training worker of this model."""
+    for path in Path("/proc").glob("[0-9]*"):
+        words = command_line(path.name)
+        if "training.worker" in words and words[-1] == str(rank) and str(model) in words[-2]:
+            return int(path.name)
+    raise AssertionError(f"no worker {rank} of {model}")
+
+
+def executor(model, rank):
+    """Process id of the executor JVM that a worker belongs to."""
+    pid = worker(model, rank)
+    while not any("CoarseGrainedExecutorBackend" in word for word in command_line(pid)):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        assert pid > 1
+    return pid
+
+
+def finish(process, model, tmp_path, undisturbed):
+    """Wait for the end, compare with an undisturbed training; return the log of the last chief."""
+    code = process.wait(PATIENCE)
+    told = (tmp_path / "fit.log").read_text()
+    assert code == 0, told
+    trained = TrainedModel.load(model)
+    for name, curve in undisturbed.curves.items():
+        np.testing.assert_allclose(trained.curves[name], curve, rtol=5e-3, err_msg=name)
+    assert trained.best_epoch == undisturbed.best_epoch
+    client = MlflowClient(f"sqlite:///{model.parents[1] / 'mlflow.db'}")
+    steps = [m.step for m in client.get_metric_history(trained.mlflow_run_id, "ndcg_at_20")]
+    assert steps == list(range(1, EPOCHS + 1))
+    run = client.get_run(trained.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["recsys.spark_application"].startswith(("local-", "app-"))
+    attempts = sorted((model / "launch").iterdir())
+    assert len(attempts) == 2, told
+    assert "restart 1 in 1 s" in told
+    return (attempts[-1] / "rank-0.log").read_text(), told
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("victim", "rank", "death", "master", "cause"),
+    [
+        (worker, 1, signal.SIGKILL, LOCAL, "worker 1 on .*: killed by SIGKILL"),
+        (worker, 0, signal.SIGKILL, LOCAL, "worker 0 on .*: killed by SIGKILL"),
+        (worker, 1, signal.SIGSTOP, LOCAL, "no sign of life for 15 s"),
+        (executor, 1, signal.SIGKILL, EXECUTORS, ""),
+    ],
+    ids=["worker killed", "chief killed", "worker frozen", "executor killed"],
+)
+def test_it_ends_as_if_nothing_had_happened(
+    start, tmp_path, undisturbed, victim, rank, death, master, cause
+):
+    process, model = start(master)
+    wait_for((model / "checkpoints/epoch-0002/state.json").is_file, process, tmp_path)
+    os.kill(victim(model, rank), death)
+    log, told = finish(process, model, tmp_path, undisturbed)
+    assert re.search(cause, told)
+    assert "resume after epoch 2, step " in log
+
+
+@pytest.mark.spark
+def test_a_damaged_checkpoint_costs_its_steps_only(start, tmp_path, undisturbed):
+    process, model = start(LOCAL)
+    wait_for((model / "checkpoints/epoch-0001-step-00000006/state.json").is_file, process, tmp_path)
+    os.kill(worker(model, 0), signal.SIGKILL)
+    newest = sorted((model / "checkpoints").glob("*/state.json"))[-1].parent
+    for file in newest.glob("weights.data*"):
+        file.write_bytes(b"\0" * file.stat().st_size)
+    log, _ = finish(process, model, tmp_path, undisturbed)
+    assert f"{newest.name} cannot be read, the one before is used" in log
+    assert "resume after epoch 1, step " in log

@@ -1,0 +1,42 @@
+"""Functions that tests launch on Spark; workers import them from a file that Spark sends along."""
+
+import os
+import signal
+from pathlib import Path
+
+import tensorflow as tf
+
+from recsys.artifacts import Scoring
+from training.chief import from_chief, is_chief
+
+
+def look_around(folder):
+    """What a worker sees, one line each in a file; a manifest as the result."""
+    strategy = tf.distribute.get_strategy()
+    rank = strategy.cluster_resolver.task_id
+    agreed = from_chief({"rank": float(rank), "pid": 7.0 if is_chief() else -1.0})
+    lines = [
+        f"replicas={strategy.num_replicas_in_sync}",
+        f"agreed={agreed}",
+        f"gpus={os.environ['CUDA_VISIBLE_DEVICES']}",
+        f"secret={os.environ.get('MLFLOW_TRACKING_TOKEN')}",
+    ]
+    Path(folder, f"seen-{rank}").write_text("\n".join(lines))
+    return Scoring(
+        directory=Path(folder), destination="x", num_users=2, k=3, name="n", model_version="1"
+    )
+
+
+def stumble(folder, how):
+    """Rank 1 fails in its first attempt, rank 0 waits for it."""
+    strategy = tf.distribute.get_strategy()
+    marker = Path(folder, "stumbled")
+    if strategy.cluster_resolver.task_id == 1 and not marker.exists():
+        marker.touch()
+        if how == "raise":
+            raise KeyError("no such column")
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[how])
+    from_chief({"here": 1.0})
+    return Scoring(
+        directory=Path(folder), destination="x", num_users=2, k=3, name="n", model_version="1"
+    )

@@ -1,0 +1,34 @@
+import socket
+import time
+
+import pytest
+
+from training.attempt import Attempt
+from training.barrier import _reserved_port
+from training.distribute import launch
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_lost_worker_is_noticed_and_the_launch_restarted(
+    two_workers, launched, spark, tmp_path, caplog, how
+):
+    started = time.monotonic()
+    launch(launched.stumble, two_workers, tmp_path, how, folder=tmp_path, spark=lambda: spark)
+    assert time.monotonic() - started < 120
+    assert len(list((tmp_path / "launch").iterdir())) == 2
+    expected = {"kill": "killed by SIGKILL", "freeze": "no sign of life for 10 s"}[how]
+    assert expected in caplog.text
+    assert Attempt(tmp_path / "launch" / "attempt-0001").is_abandoned()
+
+
+def test_nobody_else_gets_a_reserved_port():
+    with _reserved_port() as port, socket.socket() as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("", port))
+        # TensorFlow's server may, with the same option.
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            server.bind(("", port))
+            server.listen()
+            socket.create_connection(("127.0.0.1", port)).close()

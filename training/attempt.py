@@ -1,0 +1,145 @@
+"""One attempt of a launch: the shared folder by which its driver and its workers talk.
+
+Workers leave signs of life, logs, failures and the result; the driver leaves word that it has given
+the attempt up, so that a worker that was frozen does not go on once it wakes.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from recsys.artifacts import write_atomically
+
+_ABANDONED = "abandoned"
+_RESULT = "result.pickle"
+#: A worker says so once it has nothing more to do, and needs no sign of life after it.
+DONE = "done"
+
+
+class WorkersLost(RuntimeError):
+    """Workers died, froze or lost each other; another attempt may succeed."""
+
+
+class WorkerError(RuntimeError):
+    """The launched function raised in a worker; another attempt would fail alike."""
+
+
+class Failure(BaseModel):
+    """How a worker ended.
+
+    Attributes:
+        kind: `error`: the function raised. `peer`: a collective broke, as another worker is gone.
+            `lost`: the process died or froze.
+        message: one line.
+        trace: of the worker, where it could tell.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["error", "peer", "lost"]
+    rank: int
+    host: str
+    log: Path
+    message: str
+    trace: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.log}:{_num_lines(self.log)}"
+        return f"worker {self.rank} on {self.host}: {self.message} (log {place})"
+
+
+class Attempt:
+    """The folder of one attempt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def next_in(cls, folder: Path) -> Attempt:
+        """Begin the attempt after those that the folder holds, all of which are given up."""
+        earlier = sorted(folder.glob("attempt-*"))
+        for path in earlier:
+            cls(path).abandon()
+        number = int(earlier[-1].name.removeprefix("attempt-")) + 1 if earlier else 1
+        attempt = cls(folder / f"attempt-{number:04d}")
+        attempt.folder.mkdir(parents=True)
+        return attempt
+
+    def log(self, rank: int) -> Path:
+        """File that takes all that a worker prints."""
+        return self.folder / f"rank-{rank}.log"
+
+    def give_sign(self, rank: int, sign: str) -> None:
+        """Leave a sign of life, other than the last."""
+        temporary = self.folder / f".rank-{rank}.alive"
+        # Not forced to disk as artifacts are: that may take seconds when the disk is busy.
+        temporary.write_text(sign, "utf-8")
+        temporary.replace(self._signs(rank))
+
+    def sign(self, rank: int) -> str:
+        """Last sign of life, empty before the first."""
+        try:
+            return self._signs(rank).read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def _signs(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}.alive"
+
+    def abandon(self) -> None:
+        """Tell its workers to end."""
+        (self.folder / _ABANDONED).touch()
+
+    def is_abandoned(self) -> bool:
+        """Whether the driver has given it up."""
+        return (self.folder / _ABANDONED).exists()
+
+    def succeed(self, result: object) -> None:
+        """Leave the result; done by the chief."""
+        temporary = self.folder / f".{_RESULT}.{os.getpid()}"
+        temporary.write_bytes(pickle.dumps(result))
+        temporary.replace(self.folder / _RESULT)
+
+    def result(self) -> Any:
+        """Read the result.
+
+        Raises:
+            WorkersLost: there is none.
+        """
+        file = self.folder / _RESULT
+        if not file.is_file():
+            raise WorkersLost(f"all workers have ended, but the chief left no {file}")
+        return pickle.loads(file.read_bytes())
+
+    def fail(self, failure: Failure) -> None:
+        """Note how a worker failed, unless it has said so itself."""
+        file = self.folder / f"rank-{failure.rank}.failure.json"
+        if not file.exists():
+            write_atomically(file, failure.model_dump_json(indent=2))
+
+    def diagnosis(self, told: str) -> WorkersLost | WorkerError:
+        """Find the cause among the failures of the workers; `told` is what Spark says."""
+        failures = [
+            Failure.model_validate_json(file.read_bytes())
+            for file in sorted(self.folder.glob("rank-*.failure.json"))
+        ]
+        lost = [failure for failure in failures if failure.kind == "lost"]
+        errors = [failure for failure in failures if failure.kind == "error"]
+        # Whoever saw a worker die may have raised anything; so the dead come first.
+        if errors and not lost:
+            return WorkerError(f"{errors[0]}\n{errors[0].trace}")
+        return WorkersLost(_listed(lost or failures) or told)
+
+
+def _listed(failures: Sequence[Failure]) -> str:
+    return "; ".join(str(failure) for failure in failures)
+
+
+def _num_lines(log: Path) -> int:
+    return log.read_bytes().count(b"\n") if log.is_file() else 0

@@ -1,0 +1,162 @@
+"""Workers as the tasks of one Spark barrier job: addresses, environment, signs of life.
+
+Own tasks instead of spark-tensorflow-distributor's: that one gives up the port it has found before
+TensorFlow takes it, forwards no environment, and runs TensorFlow in a process that Spark reuses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from pyspark import BarrierTaskContext
+
+from training.attempt import DONE, Attempt, Failure
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+#: What workers need of the driver's environment: where to track, and how to get at storage.
+_FORWARDED = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "TF_", "NCCL_")
+#: Spark may take a while to start the tasks, and so may the import of TensorFlow.
+_START_SECONDS = 300.0
+_POLL_SECONDS = 0.5
+
+
+def run_workers(
+    spark: SparkSession, call: bytes, attempt: Attempt, workers: int, timeout: float
+) -> None:
+    """Run the pickled `(function, args)` in so many workers at once; return when all are done.
+
+    Args:
+        spark: classic session, with a slot for each worker.
+        call: see `training.worker`.
+        attempt: its folder is shared with all executors.
+        workers: barrier tasks.
+        timeout: seconds without a sign of life after which a worker counts as frozen.
+
+    Raises:
+        WorkerError: the function raised in a worker.
+        WorkersLost: a worker died, froze, or its executor was lost.
+    """
+    context = spark.sparkContext
+    forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
+    task = partial(_task, call=call, folder=attempt.folder, forwarded=forwarded)
+    group = f"recsys-{uuid4().hex}"
+    context.setJobGroup(group, f"{workers} training workers", interruptOnCancel=True)
+    watch = _Watch(attempt, workers, timeout, lambda: context.cancelJobGroup(group))
+    try:
+        with watch:
+            context.parallelize(range(workers), workers).barrier().mapPartitions(task).collect()
+    except Exception as error:
+        attempt.abandon()
+        # Spark knows of exit codes and lost executors only, and wraps them in pages of trace.
+        raise attempt.diagnosis(str(error).strip()[:2000]) from error
+    finally:
+        context.setLocalProperty("spark.jobGroup.id", None)
+
+
+class _Watch:
+    """While entered, a thread that cancels the job when a worker gives no sign of life."""
+
+    def __init__(
+        self, attempt: Attempt, workers: int, timeout: float, cancel: Callable[[], None]
+    ) -> None:
+        self._attempt = attempt
+        self._timeout = timeout
+        self._cancel = cancel
+        start = time.monotonic() + max(_START_SECONDS - timeout, 0)
+        self._last = dict.fromkeys(range(workers), ("", start))
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(_POLL_SECONDS):
+            frozen = [rank for rank in self._last if self._is_frozen(rank)]
+            for rank in frozen:
+                self._attempt.fail(_lost(self._attempt, rank, "?", self._told()))
+            if frozen:
+                # Frozen processes cannot end themselves: Spark kills the tasks, Linux with them
+                # the workers.
+                self._cancel()
+                return
+
+    def _told(self) -> str:
+        return f"no sign of life for {self._timeout:g} s (cluster.heartbeat_timeout_seconds)"
+
+    def _is_frozen(self, rank: int) -> bool:
+        sign, since = self._attempt.sign(rank), time.monotonic()
+        if sign != self._last[rank][0]:
+            self._last[rank] = (sign, since)
+        return sign != DONE and since - self._last[rank][1] > self._timeout
+
+
+def _task(
+    _rows: Iterable[int], call: bytes, folder: Path, forwarded: Mapping[str, str]
+) -> Iterator[None]:
+    """Be the Spark task of one worker: start it with its place in the cluster, wait for it."""
+    context = BarrierTaskContext.get()
+    attempt, rank = Attempt(folder), context.partitionId()
+    host = context.getTaskInfos()[rank].address.split(":")[0]
+    with _reserved_port() as port:
+        addresses = context.allGather(f"{host}:{port}")
+        place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        cluster = {"TF_CONFIG": json.dumps(place)}
+        code = _run(call, attempt, rank, os.environ | forwarded | _own(context) | cluster)
+    # How the process ends after its work is TensorFlow's affair.
+    if code and attempt.sign(rank) != DONE:
+        told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        attempt.fail(_lost(attempt, rank, host, told))
+        raise RuntimeError(f"worker {rank} on {host}: {told}; log {attempt.log(rank)}")
+    return iter(())
+
+
+def _run(call: bytes, attempt: Attempt, rank: int, environment: Mapping[str, str]) -> int:
+    command = [sys.executable, "-P", "-m", "training.worker", str(attempt.folder), str(rank)]
+    with attempt.log(rank).open("ab") as log:
+        return subprocess.run(
+            command, input=call, stdout=log, stderr=log, env=environment, check=False
+        ).returncode
+
+
+def _lost(attempt: Attempt, rank: int, host: str, message: str) -> Failure:
+    return Failure(kind="lost", rank=rank, host=host, log=attempt.log(rank), message=message)
+
+
+def _own(context: BarrierTaskContext) -> dict[str, str]:
+    """Environment that lets a worker have the port, the GPUs and the packages of its task."""
+    gpus = context.resources().get("gpu")
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus.addresses) if gpus else "",
+        # The reserved socket has this option too: so both may have the port, and nobody else.
+        "TF_GRPC_REUSE_PORT": "true",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+
+
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """Hold a free port; it never listens, so TensorFlow gets all connections."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("", 0))
+        yield held.getsockname()[1]

@@ -1,0 +1,163 @@
+"""Find in seconds why a cluster could not train, before its workers wait for each other."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from recsys.config import Cluster
+from training.attempt import WorkersLost
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+#: A lost executor is replaced in that time, if it is at all.
+_SLOT_SECONDS = 60.0
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot run the training; the message says what to change."""
+
+
+def check_cluster(spark: SparkSession, cluster: Cluster, folder: Path) -> int:
+    """Check session, slots, executors and shared folder.
+
+    Args:
+        spark: session of the driver.
+        cluster: section of the config.
+        folder: must be one that all executors see and can write to.
+
+    Returns:
+        Workers that the cluster has slots for: `cluster.workers`, or fewer if it has shrunk and
+        `cluster.min_workers` allows that.
+
+    Raises:
+        ClusterError: it cannot run the training.
+        WorkersLost: an executor was lost while it looked.
+    """
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+        raise ClusterError(
+            "cluster.kind=spark needs a classic Spark session, this one is Spark Connect, which "
+            "has no barrier tasks: use a dedicated (single user) cluster, or cluster.kind=local"
+        )
+    if spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise ClusterError(
+            "cluster.kind=spark needs all workers at once, which Spark refuses under dynamic "
+            "allocation: set spark.dynamicAllocation.enabled=false"
+        )
+    workers = _workers_with_slots(spark, cluster)
+    _check_executors(spark, workers, folder)
+    return workers
+
+
+def _workers_with_slots(spark: SparkSession, cluster: Cluster) -> int:
+    """Wait a little for slots: executors may just be starting."""
+    fewest = cluster.min_workers or cluster.workers
+    deadline = time.monotonic() + _SLOT_SECONDS
+    while (slots := _slots(spark)) < cluster.workers and time.monotonic() < deadline:
+        time.sleep(1.0)
+    if slots < fewest:
+        raise ClusterError(
+            f"cluster.workers={cluster.workers} need as many free task slots, the cluster has "
+            f"{slots}: add executors or cores, or lower cluster.workers (or cluster.min_workers)"
+        )
+    if slots < cluster.workers:
+        logger.warning("%d of %d workers: the cluster has no more slots", slots, cluster.workers)
+    return min(slots, cluster.workers)
+
+
+def _slots(spark: SparkSession) -> int:
+    """Tasks that can run at a time, by the count that the scheduler starts barrier stages by."""
+    scheduler = spark.sparkContext._jsc.sc()
+    profile = scheduler.resourceProfileManager().defaultResourceProfile()
+    return int(scheduler.maxNumConcurrentTasks(profile))
+
+
+def _check_executors(spark: SparkSession, workers: int, folder: Path) -> None:
+    """Compare what tasks on the executors find with what the driver has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    token = folder / f".preflight.{uuid4().hex}"
+    token.touch()
+    look = _looking(str(token))
+    try:
+        own = next(look([]))
+        reports = (
+            spark.sparkContext.parallelize(range(workers), workers)
+            .barrier()
+            .mapPartitions(look)
+            .collect()
+        )
+    except Exception as error:
+        raise _explained(error) from error
+    finally:
+        token.unlink()
+    for report in sorted(reports, key=lambda report: report["host"]):
+        _check_report(report, own, folder)
+
+
+def _explained(error: Exception) -> ClusterError | WorkersLost:
+    """Tell executors that cannot run Python tasks from executors that were lost meanwhile."""
+    told = str(error).strip()
+    if "PythonException" not in told:
+        return WorkersLost(f"an executor was lost before the workers started: {told[:2000]}")
+    lines = [line for line in told.splitlines() if "Error" in line or "MISMATCH" in line]
+    return ClusterError(f"executors cannot run this driver's Python tasks: {' '.join(lines[:3])}")
+
+
+def _check_report(report: Mapping[str, str], own: Mapping[str, str], folder: Path) -> None:
+    host = report["host"]
+    if report["shared"]:
+        raise ClusterError(
+            f"{folder} must be shared by driver and executors, but on {host}: {report['shared']}; "
+            "give --run-dir a folder that all of them mount"
+        )
+    for name in own.keys() - {"host", "shared"}:
+        if report.get(name) != own[name]:
+            raise ClusterError(
+                f"{name} is {own[name]} on the driver, but {report.get(name) or 'missing'} on "
+                f"{host}: install the same on all executors (PYSPARK_PYTHON names their Python)"
+            )
+
+
+def _looking(token: str) -> Callable[[Iterable[int]], Iterator[dict[str, str]]]:
+    """Make the task that looks around: versions, and whether `token` of the driver is there."""
+
+    def look(_rows: Iterable[int]) -> Iterator[dict[str, str]]:
+        # Pickled by value with all it uses, as this package may be missing where it runs.
+        import hashlib
+        import importlib.util
+        import os
+        import platform
+        import socket
+        from importlib.metadata import PackageNotFoundError, version
+        from pathlib import Path
+
+        report = {"host": socket.gethostname(), "python": platform.python_version(), "shared": ""}
+        for package in ("tensorflow", "tf-keras", "tensorflow-recommenders"):
+            try:
+                report[package] = version(package)
+            except PackageNotFoundError:
+                report[package] = ""
+        sources = hashlib.sha256()
+        for package in ("recsys", "training"):
+            found = importlib.util.find_spec(package)
+            for folder in (found.submodule_search_locations or []) if found else []:
+                for file in sorted(Path(folder).rglob("*.py")):
+                    sources.update(file.read_bytes())
+        report["build of clickstream-recommender"] = sources.hexdigest()[:12]
+        mine = Path(f"{token}.{socket.gethostname()}.{os.getpid()}")
+        try:
+            Path(token).stat()
+            mine.touch()
+            mine.unlink()
+        except OSError as error:
+            report["shared"] = str(error)
+        yield report
+
+    return look
