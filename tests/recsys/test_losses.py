@@ -153,7 +153,7 @@ def test_the_correction_makes_samples_an_unbiased_view_of_the_corpus():
                 queries,
                 tf.gather(items, rows),
                 tf.constant([0]),
-                log_sampling_probability=tf.constant(log_probability, tf.float32),
+                sampling=Sampling(tf.constant(log_probability, tf.float32)),
             ).numpy()
         )
     assert np.exp(losses).mean() == pytest.approx(np.exp(full), rel=0.03)
