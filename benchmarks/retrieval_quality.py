@@ -78,6 +78,7 @@ STUDIES = {
             "gradients clipped at 1": ("train.clip_norm=1.0",),
             "weight decay 0.01": ("train.weight_decay=0.01",),
             "dropout 0.2": ("model.dropout=0.2",),
+            "pools weigh events by what they are": ("model.history.salience=true",),
             "embeddings not shared": ("model.share_item_embeddings=false",),
         },
     ),

@@ -53,6 +53,9 @@ class HistoryEncoder(Section):
     kind: Literal["mean", "gru", "lstm", "attention"] = "attention"
     num_blocks: int = Field(1, ge=1, description="of attention")
     num_heads: int = Field(2, ge=1, description="of attention; divides model.embedding_dim")
+    salience: bool = Field(
+        False, description="pools weigh an event by what it is, not by its recency alone"
+    )
     repeats: bool = Field(
         True, description="seen items get a score of their own, where they may be recommended"
     )

@@ -33,28 +33,28 @@ def history_encoder(
     """
     match config.kind:
         case "mean":
-            return MeanEncoder(dim, length, dropouts)
+            return MeanEncoder(config.salience, dim, length, dropouts)
         case "attention":
             return AttentionEncoder(config, dim, length, dropouts)
         case "gru" | "lstm":
-            return RecurrentEncoder(config.kind, dim, length, dropouts)
+            return RecurrentEncoder(config, dim, length, dropouts)
 
 
 class MeanEncoder(tf.keras.layers.Layer):
     """Several weighted means of what was seen; each learns what makes an event count.
 
     The weight of an event depends on how many events came after it, so that one pool can look at
-    the last click alone and another at the whole session, and on the event itself, so that what
-    lies in the cart can outweigh what was looked at.
+    the last click alone and another at the whole session. With `salience` it depends on the event
+    itself too, so that what lies in the cart can outweigh what was looked at; sparse data overfit
+    it.
     """
 
-    def __init__(self, dim: int, length: int, dropouts: Dropouts) -> None:
+    def __init__(self, salience: bool, dim: int, length: int, dropouts: Dropouts) -> None:
         super().__init__()
         self._length = length
         self._dropout = dropouts()
-        self._salience = tf.keras.layers.Dense(
-            _NUM_POOLS, use_bias=False, kernel_initializer="zeros"
-        )
+        dense = tf.keras.layers.Dense(_NUM_POOLS, use_bias=False, kernel_initializer="zeros")
+        self._salience = dense if salience else None
         self._project = tf.keras.layers.Dense(dim, kernel_initializer="zeros")
 
     def build(self, input_shape: tf.TensorShape) -> None:
@@ -71,9 +71,11 @@ class MeanEncoder(tf.keras.layers.Layer):
         """Encode `[batch, length, dim]`."""
         length = tf.shape(events)[1]
         logits = tf.gather(self._logits, _distances(length), axis=1) + _future(length)
-        salience = tf.transpose(self._salience(events), [0, 2, 1])
-        weights = tf.nn.softmax(logits + salience[:, :, tf.newaxis])
-        pools = tf.einsum("bpqk,bkd->bqpd", weights, events)
+        if self._salience is not None:
+            salience = tf.transpose(self._salience(events), [0, 2, 1])
+            logits += salience[:, :, tf.newaxis]
+        # Without salience all sequences share the weights: `...` is then nothing.
+        pools = tf.einsum("...pqk,...kd->...qpd", tf.nn.softmax(logits), events)
         kept = tf.einsum("p,bqpd->bqd", self._gain, pools)
         flat = tf.reshape(pools, [-1, length, _NUM_POOLS * events.shape[-1]])
         return kept + self._project(self._dropout(flat, training=training))
@@ -82,11 +84,11 @@ class MeanEncoder(tf.keras.layers.Layer):
 class RecurrentEncoder(tf.keras.layers.Layer):
     """GRU (Hidasi et al., ICLR 2016) or LSTM, added to the pools of `MeanEncoder`."""
 
-    def __init__(self, kind: str, dim: int, length: int, dropouts: Dropouts) -> None:
+    def __init__(self, config: HistoryEncoder, dim: int, length: int, dropouts: Dropouts) -> None:
         super().__init__()
-        self._mean = MeanEncoder(dim, length, dropouts)
+        self._mean = MeanEncoder(config.salience, dim, length, dropouts)
         cells = {"gru": tf.keras.layers.GRU, "lstm": tf.keras.layers.LSTM}
-        self._cell = cells[kind](dim, return_sequences=True)
+        self._cell = cells[config.kind](dim, return_sequences=True)
         self._project = tf.keras.layers.Dense(dim, kernel_initializer="zeros")
         self._dropouts = [dropouts(), dropouts()]
 
@@ -107,7 +109,7 @@ class AttentionEncoder(tf.keras.layers.Layer):
 
     def __init__(self, config: HistoryEncoder, dim: int, length: int, dropouts: Dropouts) -> None:
         super().__init__()
-        self._mean = MeanEncoder(dim, length, dropouts)
+        self._mean = MeanEncoder(config.salience, dim, length, dropouts)
         self._dropout = dropouts()
         self._blocks = [
             _Block(config.num_heads, dim, length, dropouts) for _ in range(config.num_blocks)

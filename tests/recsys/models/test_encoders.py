@@ -56,7 +56,7 @@ def test_training_drops_and_serving_does_not(encoder):
 
 
 def test_pools_of_the_mean_start_near_the_last_event_and_near_the_mean():
-    layer = MeanEncoder(DIM, LENGTH, Dropouts(0.0, 1, tf.Variable(0, dtype=tf.int64)))
+    layer = MeanEncoder(True, DIM, LENGTH, Dropouts(0.0, 1, tf.Variable(0, dtype=tf.int64)))
     layer(events(1))
     layer.set_weights([w * 0 if w.shape == (2 * DIM, DIM) else w for w in layer.get_weights()])
     sequence = events(1)
