@@ -120,6 +120,15 @@ class Sequences(Examples):
     num_sequences: int
 
 
+class Queries(Examples):
+    """One split with several labels an example: the held-out items of a user. No item comes twice.
+
+    `num_examples` counts the queries; without time stamps there is no first and last label.
+    """
+
+    num_labels: int
+
+
 class Corpus(_Frozen):
     """All candidates: TFRecord shards of item, name, count, labels and the candidate features.
 
@@ -165,7 +174,7 @@ class PreparedData(Manifest):
     train: Sequences
     recent: Sequences = Field(description="the labels of `validation`, to be learned in the end")
     validation: Examples
-    test: Examples
+    test: Queries | Examples
     corpus: Corpus
     users: str = Field(description="Parquet: the query features of every user as of the last event")
     num_users: int
@@ -239,7 +248,10 @@ class EvaluationReport(Manifest):
     slices: dict[str, dict[str, dict[str, float]]] = Field(
         description="by slice, bucket and metric; `queries` counts"
     )
-    per_query: str = Field(description="npz: one row per query and scorer")
+    per_query: str = Field(
+        description="npz: user of each query, label and rank by scorer; with several labels a "
+        "query, `splits` says which are whose"
+    )
 
 
 class IndexReport(_Frozen):

@@ -18,6 +18,7 @@ from recsys.model_config import Train, TwoTowerConfig
 from recsys.schema import Feature, Schema
 from recsys.search_space import Tune
 from recsys.section import Section
+from recsys.split_config import Split
 
 Baseline = Literal["popularity", "last_viewed", "markov", "covisitation", "vsknn", "als"]
 
@@ -75,6 +76,21 @@ class Users(Source):
     key: str
 
 
+class HeldOutColumns(Section):
+    """Who took what; when is optional: then it is proved that it comes after the events."""
+
+    user: str
+    item: str
+    time: str | None = None
+
+
+class HeldOut(Source):
+    """What is held back of the events: all items of a user are the labels of one test query."""
+
+    columns: HeldOutColumns
+    time_format: str = Field("iso", description="as in `events`")
+
+
 class EventType(Section):
     """What an event of this type counts, and whether it is something to predict."""
 
@@ -96,46 +112,13 @@ class Cleaning(Section):
     min_item_events: int = Field(1, ge=1, description="training events a warm item needs")
 
 
-class TimeSplit(Section):
-    """Train before `validation_from`, validate before `test_from`, test after (or by days)."""
-
-    kind: Literal["time"]
-    validation_from: datetime | None = None
-    test_from: datetime | None = None
-    validation_days: float | None = Field(None, gt=0)
-    test_days: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> TimeSplit:
-        if (self.test_from is None) == (self.test_days is None):
-            raise ValueError("give exactly one of `test_from` and `test_days`")
-        if (self.validation_from is None) == (self.validation_days is None):
-            raise ValueError("give exactly one of `validation_from` and `validation_days`")
-        return self
-
-
-class LeaveLastOut(Section):
-    """Each user's last event tests, the one before validates, the rest trains."""
-
-    kind: Literal["leave_last_out"]
-
-
-class GivenSplit(Section):
-    """A column says train, validation, test, or context (in histories only, never a label)."""
-
-    kind: Literal["given"]
-    column: str
-
-
-Split = Annotated[TimeSplit | LeaveLastOut | GivenSplit, Field(discriminator="kind")]
-
-
 class Data(Section):
     """From the click table to examples."""
 
     events: Events
     items: Items | None = None
     users: Users | None = None
+    held_out: HeldOut | None = Field(None, description="with split.kind=held_out: what tests")
     item_name: str | None = Field(None, description="column with the item's readable name")
     event_types: dict[str, EventType] = Field({}, description="empty: every event is a label")
     cleaning: Cleaning = Cleaning()
@@ -154,8 +137,14 @@ class Data(Section):
             raise ValueError("`event_types` needs `events.columns.event`")
         if self.event_types and not any(kind.label for kind in self.event_types.values()):
             raise ValueError("at least one of `event_types` must be a label")
-        if self.split.kind == "time" and self.events.columns.time is None:
+        if self.split.by_time and self.events.columns.time is None:
             raise ValueError("a time split needs `events.columns.time`")
+        if (self.split.kind == "held_out") != (self.held_out is not None):
+            raise ValueError("`held_out`, the table that tests, goes with `split.kind=held_out`")
+        if self.held_out is not None and self.history_scope != "user":
+            raise ValueError("`held_out` needs `history_scope=user`: its queries are the users'")
+        if self.held_out and self.held_out.columns.time and self.events.columns.time is None:
+            raise ValueError("`held_out.columns.time` needs `events.columns.time` to come after")
         if self.events.columns.time is None and not self.events.columns.order:
             raise ValueError("`events.columns` needs `time` or `order`: events must have an order")
         return self

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from recsys.artifacts import ArtifactError, Examples, PreparedData, Sequences
+from recsys.artifacts import ArtifactError, Examples, PreparedData, Queries, Sequences
 from recsys.schema import Feature, missing_value
 
 _READ_BATCH = 4096
@@ -56,12 +56,14 @@ class Interactions:
     Attributes:
         user: `[n]` codes, equal for equal users within this split.
         user_id: `[n]` bytes.
-        label: `[n]` corpus rows, -1 when the item is not in the corpus.
+        label: corpus rows, -1 when the item is not in the corpus: `[n]`, or `[num_labels]` where
+            `splits` says which are whose.
         history: `[n, length]` corpus rows of the first item history, oldest first, -1 at the end.
         weight: `[n]`.
         exclusions: flat corpus rows and row splits `[n + 1]`, or None when nothing is excluded.
         at: `[n]` when the label was taken, in microseconds or, without time, by the first order
             column; None when it is not known.
+        splits: `[n + 1]` where the labels of each query begin and end; None where it has one.
     """
 
     user: NDArray[np.int64]
@@ -71,9 +73,10 @@ class Interactions:
     weight: NDArray[np.float32]
     exclusions: tuple[NDArray[np.int32], NDArray[np.int64]] | None
     at: NDArray[np.int64] | None = None
+    splits: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self.user)
 
 
 def read_corpus(data: PreparedData) -> Corpus:
@@ -108,13 +111,12 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
     histories = data.features.item_histories[:1]
     spec: dict[str, Any] = {
         "user": tf.io.FixedLenFeature([], tf.string),
-        "label": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.RaggedFeature(tf.string),
         "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
         "time": tf.io.FixedLenFeature([], tf.int64, 0),
         "exclusions": tf.io.RaggedFeature(tf.string),
     } | _feature_spec(histories)
     rows = corpus.rows()
-    lengths: list[NDArray[np.int64]] = []
     parts: list[dict[str, NDArray[Any]]] = []
     with _named_corruption(data.files(examples)):
         for batch in _parsed(data.files(examples), spec):
@@ -122,18 +124,27 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
             parts.append(
                 {
                     "user": batch["user"].numpy(),
-                    "label": rows.lookup(batch["label"]).numpy(),
+                    "label": rows.lookup(batch["label"].values).numpy(),
+                    "labels": batch["label"].row_lengths().numpy(),
                     "weight": batch["weight"].numpy(),
                     "at": batch["time"].numpy(),
                     "history": _history_rows(history, rows),
                     "exclusions": rows.lookup(batch["exclusions"].values).numpy(),
+                    "excluded": batch["exclusions"].row_lengths().numpy(),
                 }
             )
-            lengths.append(batch["exclusions"].row_lengths().numpy())
     whole = _concatenated(parts)
-    exclusions = whole.pop("exclusions")
-    splits = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    return _interactions(whole, (exclusions, splits) if data.exclude_seen else None)
+    exclusions = whole.pop("exclusions"), _row_splits(whole.pop("excluded"))
+    splits = _row_splits(whole.pop("labels"))
+    return _interactions(
+        whole,
+        exclusions if data.exclude_seen else None,
+        splits if isinstance(examples, Queries) else None,
+    )
+
+
+def _row_splits(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def read_sequences(data: PreparedData, sequences: Sequences, corpus: Corpus) -> Interactions:
@@ -165,12 +176,11 @@ def _concatenated(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray
 def _interactions(
     columns: dict[str, NDArray[Any]],
     exclusions: tuple[NDArray[np.int32], NDArray[np.int64]] | None,
+    splits: NDArray[np.int64] | None = None,
 ) -> Interactions:
     user_id = columns.pop("user")
-    _, codes = np.unique(user_id.astype(bytes), return_inverse=True)
-    return Interactions(
-        user=codes.astype(np.int64), user_id=user_id, exclusions=exclusions, **columns
-    )
+    user = np.unique(user_id.astype(bytes), return_inverse=True)[1].astype(np.int64)
+    return Interactions(user, user_id, exclusions=exclusions, splits=splits, **columns)
 
 
 def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.data.Dataset:

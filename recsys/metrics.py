@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 def per_query(
     ranks: NDArray[np.integer[Any]],
     ks: Sequence[int],
-    num_relevant: NDArray[np.integer[Any]] | None = None,
+    splits: NDArray[np.integer[Any]] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Recall, hit rate, NDCG and MRR at each k, one value in [0, 1] per query.
 
-    With one relevant item per query recall equals hit rate. Recall divides by all relevant items,
-    also where they are more than k; the ideal DCG of NDCG has `min(k, num_relevant)` of them
-    (Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", 2002).
+    Recall divides by all relevant items of the query, also where they are more than k (Manning,
+    Raghavan and Schütze, "Introduction to Information Retrieval", 2008, chapter 8; so do the
+    published tables of given train and test files since NGCF, SIGIR 2019, and LightGCN, SIGIR
+    2020). Liang et al. (WWW 2018) divide by `min(k, relevant)`: not comparable. The ideal DCG of
+    NDCG has `min(k, relevant)` items (Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of
+    IR Techniques", 2002). MRR is the reciprocal rank of the first hit. With one relevant item per
+    query recall equals hit rate.
 
     Args:
-        ranks: `[n]`, or `[n, m]` with the ranks of up to m relevant items, filled up with 0.
+        ranks: `[num_labels]` of the relevant items, those of one query side by side.
         ks: depths of the list.
-        num_relevant: `[n]` relevant items of each query, m if not given.
+        splits: `[n + 1]` where the ranks of each query begin and end; one each if not given.
 
     Returns:
         `[n]` values by name, such as `ndcg@10`.
@@ -40,23 +44,24 @@ def per_query(
     ... # doctest: +NORMALIZE_WHITESPACE
     {'recall@2': [1.0, 1.0, 0.0, 0.0], 'hit_rate@2': [1.0, 1.0, 0.0, 0.0],
      'ndcg@2': [1.0, 0.6309297535714575, 0.0, 0.0], 'mrr@2': [1.0, 0.5, 0.0, 0.0]}
-    >>> per_query(np.array([[1, 4]]), [3])["recall@3"]
-    array([0.5])
+    >>> per_query(np.array([1, 4, 2]), [3], np.array([0, 2, 3]))["recall@3"]
+    array([0.5, 1. ])
     """
-    table = ranks[:, None] if ranks.ndim == 1 else ranks
-    relevant = np.full(len(table), table.shape[1]) if num_relevant is None else num_relevant
+    splits = np.arange(len(ranks) + 1) if splits is None else splits
+    relevant, begins = np.diff(splits), splits[:-1]
     if np.any(relevant < 1):
         raise ValueError("every query needs at least one relevant item; drop those without")
-    filled = np.maximum(table, 1)
+    filled = np.maximum(ranks, 1)
     ideal = np.cumsum(1 / np.log2(np.arange(max(ks)) + 2))
     metrics = {}
     for k in ks:
-        hit = (table > 0) & (table <= k)
-        gain = np.sum(hit / np.log2(filled + 1), axis=1)
-        metrics[f"recall@{k}"] = hit.sum(axis=1) / relevant
-        metrics[f"hit_rate@{k}"] = hit.any(axis=1).astype(np.float64)
-        metrics[f"ndcg@{k}"] = gain / ideal[np.minimum(relevant, k) - 1]
-        metrics[f"mrr@{k}"] = np.max(hit / filled, axis=1)
+        hit = ((ranks > 0) & (ranks <= k)).astype(np.float64)
+        gain = np.add.reduceat(hit / np.log2(filled + 1), begins)
+        metrics[f"recall@{k}"] = np.add.reduceat(hit, begins) / relevant
+        metrics[f"hit_rate@{k}"] = np.maximum.reduceat(hit, begins)
+        # Gains that are added up in another order than the ideal ones may exceed them by rounding.
+        metrics[f"ndcg@{k}"] = np.minimum(gain / ideal[np.minimum(relevant, k) - 1], 1)
+        metrics[f"mrr@{k}"] = np.maximum.reduceat(hit / filled, begins)
     return metrics
 
 
@@ -64,31 +69,72 @@ def rank_of_label(
     scores: NDArray[np.floating[Any]],
     labels: NDArray[np.integer[Any]],
     uniform: NDArray[np.float64],
+    splits: NDArray[np.integer[Any]] | None = None,
 ) -> NDArray[np.int64]:
-    """Rank of each query's label by its id, ties broken uniformly at random.
+    """Rank of each label by its id, ties broken uniformly at random.
 
     A scorer that gives every item the same score so ranks labels at chance level instead of first
-    (or by corpus order, which is popularity).
+    (or by corpus order, which is popularity). Labels of one query that tie with each other get
+    different ranks, drawn without replacement, as a shuffle of all tied items would place them.
 
     Args:
         scores: `[n, num_items]`; -inf where a candidate is excluded.
-        labels: `[n]` corpus rows, -1 for an item that is not in the corpus.
-        uniform: `[n]` random numbers in [0, 1), one per query, that place it among its ties.
+        labels: `[num_labels]` corpus rows, -1 for an item that is not in the corpus; those of one
+            query are different items, side by side.
+        uniform: `[num_labels]` random numbers in [0, 1), that place each label among its ties.
+        splits: `[n + 1]` where the labels of each query begin and end; one each if not given.
 
     Returns:
-        `[n]` ranks from 1; 0 where the label is excluded, not in the corpus, or scored NaN.
+        `[num_labels]` ranks from 1; 0 where the label is excluded, not in the corpus, or scored
+        NaN.
 
     >>> scores = np.array([[0.3, 0.2, 0.1], [0.5, 0.5, 0.5], [-np.inf, 0.0, 0.0]])
     >>> rank_of_label(scores, np.array([1, 0, 0]), np.array([0.9, 0.9, 0.9]))
     array([2, 3, 0])
+    >>> rank_of_label(scores[1:2], np.array([0, 2]), np.array([0.9, 0.9]), np.array([0, 2]))
+    array([3, 2])
     """
-    own = scores[np.arange(len(labels)), np.maximum(labels, 0)]
-    own = np.where(labels >= 0, own, np.nan)[:, None].astype(scores.dtype)
-    greater = np.count_nonzero(scores > own, axis=1)
-    ties = np.count_nonzero(scores == own, axis=1)
-    ranks = 1 + greater + (uniform * ties).astype(np.int64)
-    unreachable = np.isnan(own[:, 0]) | np.isneginf(own[:, 0])
-    return np.where(unreachable, 0, ranks)
+    splits = np.arange(len(labels) + 1) if splits is None else splits
+    query = np.repeat(np.arange(len(scores)), np.diff(splits))
+    own = np.where(labels >= 0, scores[query, np.maximum(labels, 0)], np.nan).astype(scores.dtype)
+    greater, ties = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.int64)
+    nth = np.arange(len(labels)) - splits[query]
+    for turn in range(int(nth.max(initial=-1)) + 1):
+        # One label of each query at a time: never more than the scores themselves is copied.
+        now = np.flatnonzero(nth == turn)
+        rows = scores if len(now) == len(scores) else scores[query[now]]
+        greater[now] = np.count_nonzero(rows > own[now, None], axis=1)
+        ties[now] = np.count_nonzero(rows == own[now, None], axis=1)
+    ranks = np.zeros(len(labels), np.int64)
+    reachable = ~(np.isnan(own) | np.isneginf(own))
+    tied = (query[reachable], greater[reachable], ties[reachable])
+    ranks[reachable] = 1 + greater[reachable] + _places(*tied, uniform[reachable])
+    return ranks
+
+
+def _places(
+    query: NDArray[np.int64],
+    greater: NDArray[np.int64],
+    ties: NDArray[np.int64],
+    uniform: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Place of each label among its ties, from 0, no two labels of a query in the same one.
+
+    Labels tie where as many items of their query are above them. Each takes one of the places
+    that those before it have left free.
+    """
+    order = np.lexsort((greater, query))
+    new = (np.diff(query[order], prepend=-1) != 0) | (np.diff(greater[order], prepend=-1) != 0)
+    nth = np.arange(len(order)) - np.flatnonzero(new)[np.cumsum(new) - 1]
+    place = (uniform[order] * (ties[order] - nth)).astype(np.int64)
+    for turn in range(1, int(nth.max(initial=0)) + 1):
+        now = np.flatnonzero(nth == turn)
+        taken = np.sort(place[now[:, None] - np.arange(1, turn + 1)], axis=1)
+        for earlier in taken.T:
+            place[now] += place[now] >= earlier
+    found = np.empty_like(place)
+    found[order] = place
+    return found
 
 
 def self_information(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Rank the label of every query among all candidates: exact, block by block, memory bounded."""
+"""Rank the labels of every query among all candidates: exact, block by block, memory bounded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ranking:
     """What one scorer did with the queries.
 
     Attributes:
-        rank: `[n]` rank of the label, 0 if it cannot be retrieved.
+        rank: `[num_labels]` rank of each label, 0 if it cannot be retrieved.
         recommended: `[n, k]` corpus rows of the best k, -1 where fewer are not excluded.
     """
 
@@ -70,27 +70,30 @@ class DotProduct:
 def rank_queries(
     name: str, scorer: Scorer, queries: Interactions, num_items: int, k: int, seed: int
 ) -> Ranking:
-    """Score, exclude, rank the label and list the k best items of every query.
+    """Score, exclude, rank the labels and list the k best items of every query.
 
-    Ties of the label are broken at random, the same way for every scorer and any block size. Ties
+    Ties of the labels are broken at random, the same way for every scorer and any block size. Ties
     within the lists, which only coverage and novelty read, go to the lower corpus row.
 
     Args:
         name: of the scorer, for progress and log.
         scorer: made for these queries.
-        queries: `[n]` labels and exclusions.
+        queries: `[n]`, with their labels and exclusions.
         num_items: size of the corpus.
         k: length of the lists.
         seed: of the tie-break.
     """
     depth = min(k, num_items)
-    uniform = np.random.default_rng(seed).random(len(queries))
-    rank = np.zeros(len(queries), np.int32)
+    uniform = np.random.default_rng(seed).random(len(queries.label))
+    splits = np.arange(len(queries) + 1) if queries.splits is None else queries.splits
+    rank = np.zeros(len(queries.label), np.int32)
     recommended = np.full((len(queries), depth), -1, np.int32)
     for rows in _blocks(name, len(queries), num_items):
         scores = scorer.scores(rows)
         _exclude(scores, queries, rows)
-        rank[rows] = rank_of_label(scores, queries.label[rows], uniform[rows])
+        begins = splits[rows.start : rows.stop + 1]
+        own = slice(begins[0], begins[-1])
+        rank[own] = rank_of_label(scores, queries.label[own], uniform[own], begins - begins[0])
         recommended[rows] = _top(scores, depth)
     return Ranking(rank, recommended)
 

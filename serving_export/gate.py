@@ -70,9 +70,8 @@ def against_champion(
         ArtifactError: the reports are not about the same queries.
     """
     gate = config.registry.gate
-    users, labels, ranks = _ranks(report)
-    their_users, their_labels, their_ranks = _ranks(champion)
-    same = np.array_equal(users, their_users) and np.array_equal(labels, their_labels)
+    ours, theirs = _arrays(report), _arrays(champion)
+    same = all(np.array_equal(ours[name], theirs[name]) for name in ("user", "label", "splits"))
     if not same or report.data_fingerprint != champion.data_fingerprint:
         raise ArtifactError(
             f"{report.directory} and {champion.directory} evaluate different queries: the "
@@ -81,9 +80,9 @@ def against_champion(
         )
     k = int(gate.metric.split("@")[1])
     lift = paired_lift(
-        per_query(ranks, [k])[gate.metric],
-        per_query(their_ranks, [k])[gate.metric],
-        users,
+        per_query(ours["rank_model"], [k], ours["splits"])[gate.metric],
+        per_query(theirs["rank_model"], [k], theirs["splits"])[gate.metric],
+        ours["user"],
         samples=config.evaluation.bootstrap_samples,
         confidence=config.evaluation.confidence,
         seed=config.seed,
@@ -102,6 +101,9 @@ def _lift(report: EvaluationReport, baseline: str, metric: str) -> Estimate:
         ) from None
 
 
-def _ranks(report: EvaluationReport) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    with np.load(report.directory / report.per_query) as arrays:
-        return arrays["user"], arrays["label"], arrays["rank_model"]
+def _arrays(report: EvaluationReport) -> dict[str, NDArray[Any]]:
+    """Return user, label, rank of each label, and splits: without them a query has one label."""
+    with np.load(report.directory / report.per_query) as stored:
+        arrays = {name: stored[name] for name in ("user", "label", "rank_model")}
+        splits = stored["splits"] if "splits" in stored else np.arange(len(arrays["user"]) + 1)
+    return arrays | {"splits": splits}

@@ -1,7 +1,8 @@
 """Exact metrics of the towers on the test window, beside the baselines, by slice, with intervals.
 
 Every query ranks the whole corpus, less its own exclusions where the data exclude seen items. A
-label that is not in the corpus counts as a miss. Metrics weigh every query alike.
+label that is not in the corpus counts as a miss. Metrics weigh every query alike; where items are
+held out, all those of a user are the labels of one query.
 """
 
 from __future__ import annotations
@@ -131,8 +132,9 @@ def _rank_towers(
 
 def _rank(config: RunConfig, window: _Window, name: str, scorer: Scorer) -> Ranking:
     depth = max(config.evaluation.k)
-    ranking = rank_queries(name, scorer, window.queries, len(window.corpus), depth, config.seed)
-    logger.info("%s: ranked %d queries over %d items", name, len(ranking.rank), len(window.corpus))
+    num_queries, num_items = len(window.queries), len(window.corpus)
+    ranking = rank_queries(name, scorer, window.queries, num_items, depth, config.seed)
+    logger.info("%s: ranked %d queries over %d items", name, num_queries, num_items)
     return ranking
 
 
@@ -144,7 +146,7 @@ def _report(
     directory: Path,
 ) -> EvaluationReport:
     settings, corpus, queries = config.evaluation, window.corpus, window.queries
-    values = {name: _metrics(r, corpus, settings.k) for name, r in rankings.items()}
+    values = {name: _metrics(r, window, settings.k) for name, r in rankings.items()}
     resamples = {
         name: resampled_means(
             np.stack(list(metrics.values()), axis=1),
@@ -178,15 +180,17 @@ def _report(
             )
             for name in baselines
         },
-        slices=slices(values[_MODEL], queries, window.known[0], corpus),
+        slices=slices(values[_MODEL], queries, rankings[_MODEL].rank, window.known[0], corpus),
         per_query=_PER_QUERY,
     )
 
 
-def _metrics(ranking: Ranking, corpus: Corpus, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-    information = self_information(corpus.count)
+def _metrics(
+    ranking: Ranking, window: _Window, ks: Sequence[int]
+) -> dict[str, NDArray[np.float64]]:
+    information = self_information(window.corpus.count)
     novelties = {f"novelty@{k}": novelty(ranking.recommended[:, :k], information) for k in ks}
-    return per_query(ranking.rank, ks) | novelties
+    return per_query(ranking.rank, ks, window.queries.splits) | novelties
 
 
 def _estimates(
@@ -229,8 +233,9 @@ def _write(
     report.directory.mkdir(parents=True, exist_ok=True)
     # A manifest of an earlier evaluation must not stand beside ranks of this one.
     (report.directory / MANIFEST).unlink(missing_ok=True)
-    ranks: dict[str, Any] = {f"rank_{name}": ranking.rank for name, ranking in rankings.items()}
-    np.savez_compressed(
-        report.directory / report.per_query, user=queries.user, label=queries.label, **ranks
-    )
+    arrays: dict[str, Any] = {"user": queries.user, "label": queries.label}
+    if queries.splits is not None:
+        arrays["splits"] = queries.splits
+    arrays |= {f"rank_{name}": ranking.rank for name, ranking in rankings.items()}
+    np.savez_compressed(report.directory / report.per_query, **arrays)
     return report.save()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.dataset import Corpus, Interactions
+from recsys.metrics import per_query
 
 #: First history length of each bucket.
 _LENGTHS = {"0": 0, "1": 1, "2-4": 2, "5-9": 5, "10+": 10}
@@ -16,6 +18,7 @@ _LENGTHS = {"0": 0, "1": 1, "2-4": 2, "5-9": 5, "10+": 10}
 def slices(
     values: Mapping[str, NDArray[np.float64]],
     queries: Interactions,
+    ranks: NDArray[np.integer[Any]],
     train: Interactions,
     corpus: Corpus,
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -25,31 +28,53 @@ def slices(
     - `history_length`: items of the query's history, which prepare cuts at the feature's length.
     - `item_popularity` of the label: cold without a training event; the others by training labels,
       most popular first: head items hold the first third of the labels, torso the second, tail the
-      last.
+      last. A query with several labels is in the bucket of each, and there only these are
+      relevant; their ranks stay those among all items.
 
     Args:
         values: `[n]` per-query metrics by name.
         queries: `[n]` test queries.
+        ranks: `[num_labels]` of their labels.
         train: training examples, which say which users are warm.
         corpus: candidates with their training counts.
 
     Returns:
         By slice, bucket and metric. Buckets without a query are left out.
     """
-    buckets = {
-        "user": _users(queries, train),
-        "history_length": _lengths(queries),
-        "item_popularity": _popularity(queries, corpus),
+    members = {"user": _users(queries, train), "history_length": _lengths(queries)}
+    found = {
+        name: {bucket: _means(values, rows) for bucket, rows in buckets.items() if rows.any()}
+        for name, buckets in members.items()
     }
-    return {
-        name: {
-            bucket: {"queries": float(np.count_nonzero(rows))}
-            | {metric: float(value[rows].mean()) for metric, value in values.items()}
-            for bucket, rows in members.items()
-            if rows.any()
+    tiers = _popularity(queries, corpus)
+    return found | {
+        "item_popularity": {
+            tier: _means_of_labels(values, queries, ranks, labels)
+            for tier, labels in tiers.items()
+            if labels.any()
         }
-        for name, members in buckets.items()
     }
+
+
+def _means(values: Mapping[str, NDArray[np.float64]], rows: NDArray[np.bool_]) -> dict[str, float]:
+    means = {metric: float(value[rows].mean()) for metric, value in values.items()}
+    return {"queries": float(np.count_nonzero(rows))} | means
+
+
+def _means_of_labels(
+    values: Mapping[str, NDArray[np.float64]],
+    queries: Interactions,
+    ranks: NDArray[np.integer[Any]],
+    labels: NDArray[np.bool_],
+) -> dict[str, float]:
+    """Means over the queries that have such labels, with these alone as relevant items."""
+    splits = np.arange(len(queries) + 1) if queries.splits is None else queries.splits
+    counts = np.add.reduceat(labels.astype(np.int64), splits[:-1])
+    rows = counts > 0
+    ks = sorted({int(metric.split("@")[1]) for metric in values})
+    own = per_query(ranks[labels], ks, np.concatenate([[0], np.cumsum(counts[rows])]))
+    means = _means(values, rows)
+    return means | {name: float(own[name].mean()) for name in means.keys() & own.keys()}
 
 
 def _users(queries: Interactions, train: Interactions) -> dict[str, NDArray[np.bool_]]:
@@ -64,6 +89,7 @@ def _lengths(queries: Interactions) -> dict[str, NDArray[np.bool_]]:
 
 
 def _popularity(queries: Interactions, corpus: Corpus) -> dict[str, NDArray[np.bool_]]:
+    """Which labels, `[num_labels]`, are of each tier."""
     thirds = popularity_thirds(corpus.labels)
     in_corpus = queries.label >= 0
     warm = in_corpus & (corpus.count[queries.label] > 0)

@@ -83,6 +83,50 @@ def test_errors_name_key_expectation_and_nearest_name(minimal, override, message
         load_config(minimal, [override])
 
 
+HELD_OUT = """  split: {kind: held_out}
+  held_out:
+    path: test.csv
+    format: csv
+    columns: {user: u, item: i}
+"""
+
+
+@pytest.fixture
+def held_out(minimal):
+    split = "  split: {kind: time, validation_days: 1, test_days: 1}\n"
+    minimal.write_text(MINIMAL.replace(split, HELD_OUT))
+    return minimal
+
+
+def test_the_path_of_held_out_items_is_relative_to_the_file_too(held_out, tmp_path):
+    assert load_config(held_out).data.held_out.path == str(tmp_path / "test.csv")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.split.kind=leave_last_out", r"`held_out`, .* goes with `split\.kind=held_out`"),
+        ("data.held_out=null", r"`held_out`, .* goes with `split\.kind=held_out`"),
+        ("data.history_scope=session", r"`held_out` needs `history_scope=user`"),
+        ("data.split.test_days=1", r"held_out\.test_days: unknown key; .*'validation_days'"),
+        ("data.held_out.columns.when=t", r"data\.held_out\.columns\.when: unknown .*user"),
+    ],
+)
+def test_held_out_items_need_their_split(held_out, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(held_out, [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["data.held_out.columns.time=t", "data.split.validation_days=1"]
+)
+def test_times_of_held_out_items_need_those_of_events(held_out, override):
+    held_out.write_text(held_out.read_text().replace("time: t", "order: [n]"))
+    assert load_config(held_out).data.split.kind == "held_out"
+    with pytest.raises(ConfigError, match=r"needs `events\.columns\.time`"):
+        load_config(held_out, [override])
+
+
 def test_the_label_cannot_be_read_as_context(minimal):
     telling = "  - {name: told, side: context, kind: id, column: item}\nregistry:"
     minimal.write_text(MINIMAL.replace("registry:", telling))

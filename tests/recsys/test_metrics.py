@@ -1,4 +1,5 @@
 import doctest
+from math import comb
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_single_label_by_hand(rank, recall, ndcg, mrr):
 
 def test_several_relevant_items_by_hand():
     # Three relevant items at ranks 2, 5 and beyond retrieval; a list of 3 finds the first.
-    found = per_query(np.array([[5, 2, 0]]), [3, 5])
+    found = per_query(np.array([5, 2, 0]), [3, 5], np.array([0, 3]))
     ideal = 1 + 1 / np.log2(3) + 1 / 2
     assert found["recall@3"] == pytest.approx(1 / 3)
     assert found["recall@5"] == pytest.approx(2 / 3)
@@ -42,15 +43,25 @@ def test_several_relevant_items_by_hand():
     assert found["ndcg@5"] == pytest.approx((1 / np.log2(3) + 1 / np.log2(6)) / ideal)
 
 
-def test_padded_ranks_use_the_number_of_relevant_items():
-    found = per_query(np.array([[1, 0, 0], [1, 2, 3]]), [2], num_relevant=np.array([1, 3]))
-    np.testing.assert_allclose(found["recall@2"], [1, 2 / 3])
-    np.testing.assert_allclose(found["ndcg@2"], [1, 1])
+def test_queries_with_different_numbers_of_relevant_items():
+    found = per_query(np.array([1, 1, 2, 3, 0, 7]), [2], np.array([0, 1, 4, 6]))
+    np.testing.assert_allclose(found["recall@2"], [1, 2 / 3, 0])
+    np.testing.assert_allclose(found["hit_rate@2"], [1, 1, 0])
+    # Two of three fill the list: the ideal has no room for the third.
+    np.testing.assert_allclose(found["ndcg@2"], [1, 1, 0])
+    np.testing.assert_allclose(found["mrr@2"], [1, 1, 0])
 
 
 def test_a_query_without_relevant_items_is_refused():
     with pytest.raises(ValueError, match="at least one relevant item"):
-        per_query(np.array([[1], [0]]), [2], num_relevant=np.array([1, 0]))
+        per_query(np.array([1]), [2], np.array([0, 1, 1]))
+
+
+def test_one_relevant_item_each_is_the_same_with_and_without_splits():
+    ranks = np.random.default_rng(0).integers(0, 9, 50)
+    for name, value in per_query(ranks, [1, 5]).items():
+        split = per_query(ranks, [1, 5], np.arange(51))[name]
+        assert value.tobytes() == split.tobytes(), name
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, None])
@@ -62,25 +73,41 @@ def test_ndcg_agrees_with_scikit_learn(k):
     relevant = rng.random(scores.shape) < 0.2
     relevant[:, 0] = True
     depth = num_items if k is None else k
-    ours = per_query(ranks_of(relevant, scores), [depth], num_relevant=relevant.sum(axis=1))
-    assert np.max(relevant.sum(axis=1)) > 5
+    ranks, splits = ranks_of(relevant, scores)
+    ours = per_query(ranks, [depth], splits)
+    assert np.max(np.diff(splits)) > 5
     theirs = [ndcg_score(relevant[[i]], scores[[i]], k=k) for i in range(num_queries)]
     np.testing.assert_allclose(ours[f"ndcg@{depth}"], theirs)
 
 
-def ranks_of(relevant, scores):
-    """Rank of every relevant item, 0 for the others; there are no ties to break."""
-    half = np.full(len(scores), 0.5)
-    everyone = np.ones(len(scores), np.int64)
-    columns = [rank_of_label(scores, item * everyone, half) for item in range(scores.shape[1])]
-    return np.where(relevant, np.stack(columns, axis=1), 0)
+def ranks_of(relevant, scores, seed=0):
+    """Ranks of the relevant items, and where those of each query begin and end."""
+    splits = np.concatenate([[0], np.cumsum(relevant.sum(axis=1))])
+    labels = np.nonzero(relevant)[1]
+    uniform = np.random.default_rng(seed).random(len(labels))
+    return rank_of_label(scores, labels, uniform, splits), splits
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_with_ties_the_expected_ndcg_is_that_of_scikit_learn(k):
+    """It averages the gains of tied items; here the same query is shuffled many times."""
+    rng = np.random.default_rng(3)
+    relevant = rng.random(20) < 0.3
+    scores = rng.integers(0, 4, 20).astype(np.float32)
+    times = 20_000
+    ranks, splits = ranks_of(np.tile(relevant, (times, 1)), np.tile(scores, (times, 1)))
+    assert np.diff(splits)[0] >= 4
+    ours = per_query(ranks, [k], splits)[f"ndcg@{k}"]
+    theirs = ndcg_score(relevant[None], scores[None], k=k)
+    assert ours.mean() == pytest.approx(theirs, abs=4 * ours.std() / np.sqrt(times))
 
 
 def test_recall_hit_rate_and_mrr_are_what_their_definitions_say():
     rng = np.random.default_rng(1)
     scores, relevant = rng.random((50, 30)), rng.random((50, 30)) < 0.2
     relevant[:, 0] = True
-    found = per_query(ranks_of(relevant, scores), [7], num_relevant=relevant.sum(axis=1))
+    ranks, splits = ranks_of(relevant, scores)
+    found = per_query(ranks, [7], splits)
     for row, best in enumerate(np.argsort(-scores, axis=1)[:, :7].tolist()):
         wanted = set(np.flatnonzero(relevant[row]).tolist())
         places = [place for place, item in enumerate(best, 1) if item in wanted]
@@ -138,6 +165,55 @@ def test_scores_that_say_nothing_rank_at_chance_level(levels, k):
         chance = np.where(place <= k, gain, 0)
         bound = 4 * chance.std() / np.sqrt(num_queries)
         assert found[f"{metric}@{k}"].mean() == pytest.approx(chance.mean(), abs=bound), metric
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("k", [1, 4, 25])
+def test_scores_that_say_nothing_are_at_chance_for_several_relevant_items(levels, k):
+    """A shuffled corpus: hits are drawn without replacement, so no two share a rank."""
+    num_queries, num_items, num_relevant = 20_000, 30, 6
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, levels, (num_queries, num_items)).astype(np.float32)
+    labels = np.argsort(rng.random(scores.shape), axis=1)[:, :num_relevant].ravel()
+    splits = np.arange(num_queries + 1) * num_relevant
+    ranks = rank_of_label(scores, labels, rng.random(len(labels)), splits)
+    of_query = np.sort(ranks.reshape(num_queries, num_relevant), axis=1)
+    assert np.all(np.diff(of_query, axis=1) > 0)
+    assert (of_query.min(), of_query.max()) == (1, num_items)
+    found = per_query(ranks, [k], splits)
+    place = np.arange(1, k + 1)
+    first = [comb(num_items - p, num_relevant - 1) / comb(num_items, num_relevant) for p in place]
+    discount = 1 / np.log2(place + 1)
+    chance = {
+        "recall": k / num_items,
+        "hit_rate": sum(first),
+        "ndcg": discount.sum() * num_relevant / num_items / discount[:num_relevant].sum(),
+        "mrr": sum(first / place),
+    }
+    for metric, expected in chance.items():
+        value = found[f"{metric}@{k}"]
+        bound = 4 * value.std() / np.sqrt(num_queries) + 1e-9
+        assert value.mean() == pytest.approx(expected, abs=bound), metric
+
+
+def test_labels_rank_alike_with_their_query_s_others_or_alone_where_nothing_ties():
+    rng = np.random.default_rng(4)
+    scores = rng.permuted(np.tile(np.arange(20.0), (30, 1)), axis=1)
+    relevant = rng.random(scores.shape) < 0.3
+    relevant[:, 0] = True
+    ranks, splits = ranks_of(relevant, scores)
+    query, item = np.nonzero(relevant)
+    alone = rank_of_label(scores[query], item, np.full(len(item), 0.5))
+    np.testing.assert_array_equal(ranks, alone)
+    np.testing.assert_array_equal(ranks, 20 - scores[query, item])
+    assert splits[-1] == len(ranks)
+
+
+def test_of_several_labels_those_out_of_reach_have_rank_0_and_take_no_place():
+    scores = np.array([[np.nan, -np.inf, 1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    labels = np.array([0, 1, -1, 2, 3, 0, -1])
+    found = rank_of_label(scores, labels, np.zeros(7), np.array([0, 5, 7]))
+    np.testing.assert_array_equal(found, [0, 0, 0, 2, 3, 1, 0])
 
 
 def test_of_two_levels_the_label_ranks_at_chance_within_its_own():

@@ -15,12 +15,12 @@ class Fixed:
         return self.table[rows].copy()
 
 
-def queries(labels, exclusions=None):
-    n = len(labels)
+def queries(labels, exclusions=None, splits=None):
+    n = len(labels) if splits is None else len(splits) - 1
     ragged = None
     if exclusions is not None:
-        splits = np.cumsum([0, *map(len, exclusions)])
-        ragged = (np.concatenate([np.array(e, np.int32) for e in exclusions]), splits)
+        begins = np.cumsum([0, *map(len, exclusions)])
+        ragged = (np.concatenate([np.array(e, np.int32) for e in exclusions]), begins)
     return Interactions(
         user=np.arange(n),
         user_id=np.array([b"u"] * n, np.object_),
@@ -28,6 +28,7 @@ def queries(labels, exclusions=None):
         history=np.zeros((n, 0), np.int32),
         weight=np.ones(n, np.float32),
         exclusions=ragged,
+        splits=splits,
     )
 
 
@@ -44,6 +45,14 @@ def test_exclusions_leave_the_ranking_and_the_lists():
     found = rank_queries("model", Fixed(table), masked, 3, 3, 0)
     np.testing.assert_array_equal(found.rank, [2, 0, 1])
     np.testing.assert_array_equal(found.recommended, [[1, 2, -1], [1, 2, -1], [1, -1, -1]])
+
+
+def test_several_labels_of_a_query_rank_by_hand():
+    table = [[0.1, 0.3, 0.2, 0.0], [4, 3, 2, 1], [1, 2, 3, 4]]
+    asked = queries([2, 1, 3, 0, -1, 1], [[], [0], []], np.array([0, 2, 3, 6]))
+    found = rank_queries("model", Fixed(table), asked, 4, 2, 0)
+    np.testing.assert_array_equal(found.rank, [2, 1, 3, 4, 0, 3])
+    np.testing.assert_array_equal(found.recommended, [[1, 2], [1, 2], [3, 2]])
 
 
 @pytest.mark.parametrize("favourite", [1e30, np.inf])
@@ -98,12 +107,18 @@ def test_a_list_is_no_longer_than_the_corpus():
     assert found.recommended.tolist() == [[1, 0]]
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("queries_per_block", [1, 7, 1000])
-def test_the_block_size_changes_nothing(monkeypatch, queries_per_block):
+def test_the_block_size_changes_nothing(monkeypatch, queries_per_block, several):
     rng = np.random.default_rng(0)
     table = rng.integers(0, 4, (50, 30))  # many ties
     exclusions = [rng.integers(0, 30, size).tolist() for size in rng.integers(0, 5, 50)]
-    asked = queries(rng.integers(-1, 30, 50), exclusions)
+    splits = np.concatenate([[0], np.cumsum(rng.integers(1, 6, 50))]) if several else None
+    labels = rng.integers(-1, 30, 50)
+    if several:
+        each = [rng.choice(30, size, replace=False) for size in np.diff(splits)]
+        labels = np.concatenate(each)
+    asked = queries(labels, exclusions, splits)
     whole = rank_queries("model", Fixed(table), asked, 30, 5, 0)
     monkeypatch.setattr(recsys.ranks, "BLOCK_BYTES", 4 * 30 * queries_per_block)
     found = rank_queries("model", Fixed(table), asked, 30, 5, 0)

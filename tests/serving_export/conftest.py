@@ -238,11 +238,15 @@ def _dense(lists, width):
     return tf.reshape(tf.constant(padded, tf.string), [len(lists), width])
 
 
-def write_report(directory: Path, ranks, lifts, fingerprint="same data") -> EvaluationReport:
-    """An evaluation of one query per rank; `lifts` of ndcg@10 by baseline."""
+def write_report(
+    directory: Path, ranks, lifts, fingerprint="same data", splits=None
+) -> EvaluationReport:
+    """An evaluation of one query per rank, or as `splits` says; `lifts` of ndcg@10 by baseline."""
     directory.mkdir(parents=True, exist_ok=True)
-    queries = np.arange(len(ranks))
-    arrays = {"user": queries // 2, "label": queries, "rank_model": np.asarray(ranks)}
+    queries = np.arange(len(ranks) if splits is None else len(splits) - 1)
+    labels = np.arange(len(ranks))
+    arrays = {"user": queries // 2, "label": labels, "rank_model": np.asarray(ranks)}
+    arrays |= {} if splits is None else {"splits": np.asarray(splits)}
     np.savez(directory / "per_query.npz", **arrays)
     estimates = {
         name: {"ndcg@10": Estimate(value=lift, low=lift - 0.1, high=lift + 0.1)}

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from recsys.artifacts import ArtifactError
@@ -50,6 +51,23 @@ def test_champion_is_compared_query_by_query(tiny, tmp_path):
     assert worse.lift.value == pytest.approx(-1 / 3)
     assert worse.lift.low <= worse.lift.value <= worse.lift.high
     assert not worse.holds
+
+
+def test_several_labels_of_a_query_are_one_value(tiny, tmp_path):
+    # Of two relevant items one is found first, by both; of one, only by ours.
+    splits = [0, 2, 3]
+    ours = tiny.write_report(tmp_path / "ours", [1, 0, 1], {}, splits=splits)
+    theirs = tiny.write_report(tmp_path / "theirs", [0, 1, 2], {}, splits=splits)
+    lift = against_champion(tiny.run_config(), ours, theirs, "4").lift
+    first = 1 / (1 + 1 / np.log2(3))
+    assert lift.value == pytest.approx((first + 1) / (first + 1 / np.log2(3)) - 1)
+
+
+def test_the_same_labels_of_other_queries_are_not_compared(tiny, tmp_path):
+    ours = tiny.write_report(tmp_path / "ours", [1, 0, 1], {}, splits=[0, 2, 3])
+    theirs = tiny.write_report(tmp_path / "theirs", [1, 0, 1], {}, splits=[0, 1, 3])
+    with pytest.raises(ArtifactError, match="different queries"):
+        against_champion(tiny.run_config(), ours, theirs, "4")
 
 
 @pytest.mark.parametrize(

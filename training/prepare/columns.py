@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from recsys.config import ConfigError, Data, RunConfig, Source, is_uri
+from recsys.config import (
+    ConfigError,
+    Data,
+    EventColumns,
+    HeldOutColumns,
+    RunConfig,
+    Source,
+    is_uri,
+)
 from recsys.schema import Feature
 
 Home = Literal["role", "events", "items", "users"]
@@ -72,8 +80,13 @@ def _check_encoders(config: RunConfig) -> None:
 
 
 def sources_of(data: Data) -> dict[str, Source]:
-    """Return the configured tables by name: events, items, users."""
-    tables = {"events": data.events, "items": data.items, "users": data.users}
+    """Return the configured tables by name: events, items, users, held_out."""
+    tables = {
+        "events": data.events,
+        "items": data.items,
+        "users": data.users,
+        "held_out": data.held_out,
+    }
     return {name: source for name, source in tables.items() if source is not None}
 
 
@@ -117,19 +130,23 @@ def _is_role(column: str, data: Data) -> bool:
 
 def _mapped(data: Data) -> Iterator[tuple[str, str, str]]:
     """Yield key, column and table of everything that the config maps, features aside."""
-    roles = data.events.columns
-    for role in ("user", "item", "time", "event", "session"):
-        column = getattr(roles, role)
-        if column is not None:
-            yield f"data.events.columns.{role}", column, "events"
-    for index, column in enumerate(roles.order):
-        yield f"data.events.columns.order.{index}", column, "events"
+    yield from _roles("events", data.events.columns)
     if data.split.kind == "given":
         yield "data.split.column", data.split.column, "events"
-    if data.items is not None:
-        yield "data.items.key", data.items.key, "items"
-    if data.users is not None:
-        yield "data.users.key", data.users.key, "users"
+    for table, source in (("items", data.items), ("users", data.users)):
+        if source is not None:
+            yield f"data.{table}.key", source.key, table
+    if data.held_out is not None:
+        yield from _roles("held_out", data.held_out.columns)
+
+
+def _roles(table: str, columns: EventColumns | HeldOutColumns) -> Iterator[tuple[str, str, str]]:
+    for role, mapped in columns:
+        key = f"data.{table}.columns.{role}"
+        if isinstance(mapped, tuple):
+            yield from ((f"{key}.{index}", column, table) for index, column in enumerate(mapped))
+        elif mapped is not None:
+            yield key, mapped, table
 
 
 def _verify_feature(key: str, feature: Feature, data: Data, known: Mapping[str, Columns]) -> None:

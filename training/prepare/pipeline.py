@@ -17,6 +17,13 @@ from training.prepare.corpus import build_corpus
 from training.prepare.errors import PrepareError
 from training.prepare.events import Cleaned, clean_events
 from training.prepare.examples import build_examples, build_training, build_users
+from training.prepare.held_out import (
+    askable,
+    build_queries,
+    check_later,
+    count_queries,
+    report_held_out,
+)
 from training.prepare.sequences import add_labels, collect_sequences, flat_events, order_events
 from training.prepare.sources import Tables, attach_features, read_tables
 from training.prepare.split import (
@@ -32,6 +39,7 @@ from training.prepare.tfrecords import (
     WindowCounts,
     write_corpus,
     write_examples,
+    write_queries,
     write_sequences,
     write_users,
 )
@@ -48,24 +56,30 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
         tables = read_tables(spark, config)
         cleaned = clean_events(tables, config)
         stack.callback(cleaned.cached.unpersist)
-        points = split_points(data.split, cleaned.last_at) if data.split.kind == "time" else None
+        points = split_points(data.split, cleaned.last_at)
         sequences = _persisted(build_sequences(cleaned, tables, config, points), stack)
         events = flat_events(sequences)
         report = cleaned.report | _count_set_aside(events, config)
-        held_out = ("validation", "test")
-        examples = build_examples(sequences, config, tables.homes, held_out)
-        examples = _persisted(examples, stack)
+        judged = ("validation", "test")
+        examples = _persisted(build_examples(sequences, config, tables.homes, judged), stack)
         training = _persisted(build_training(sequences, config, tables.homes, "train"), stack)
         recent = _persisted(build_training(sequences, config, tables.homes, "validation"), stack)
         labels = training.select("user", F.inline("labels"))
         corpus = _persisted(build_corpus(events, tables.items, schema, tables.homes), stack)
         counts = _count_windows(examples, labels, corpus)
+        users = build_users(sequences, config, tables.homes)
+        queries = None
+        if data.held_out is not None:
+            every = _persisted(build_queries(events, users, tables, config), stack)
+            queries = askable(every, config)
+            report |= report_held_out(every, corpus, tables, config)
+            check_later(every)
+            counts |= count_queries(queries, corpus)
         _require_examples(counts, config, cleaned, points)
         vocabularies = write_vocabularies(events, schema, directory)
         lines = read_vocabularies(spark, directory)
         learned = training.unionByName(recent)
         check_no_leak(events, examples, learned, lines, data.split, points)
-        users = build_users(sequences, config, tables.homes)
         return PreparedData(
             directory=directory,
             features=schema,
@@ -73,14 +87,16 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
             train=write_sequences(training, config, directory / "train", counts["train"]),
             recent=write_sequences(recent, config, directory / "recent", counts["validation"]),
             validation=write_examples(examples, config, directory, counts["validation"]),
-            test=write_examples(examples, config, directory, counts["test"]),
+            test=write_examples(examples, config, directory, counts["test"])
+            if queries is None
+            else write_queries(queries, config, directory, counts["test"]),
             corpus=write_corpus(corpus, schema, directory),
             users="users",
             num_users=write_users(users, data.shards, directory),
             vocabularies=vocabularies,
             statistics=number_statistics(labels, corpus, schema),
             cleaning=report,
-            sources=tables.versions_with(report["events read"]),
+            sources=tables.versions_with(report),
             exclude_seen=data.exclude_seen,
         )
 
@@ -100,7 +116,7 @@ def build_sequences(
         cleaned: the events.
         tables: features of users and items are taken from them.
         config: the run's.
-        points: of a time split, else None.
+        points: where time splits, else None.
     """
     data = config.data
     ordered = order_events(attach_features(cleaned.events, tables, config.schema_), data)
@@ -168,6 +184,8 @@ def _require_examples(
         "time": "see data.split.validation_from (or validation_days) and test_from (or test_days)",
         "leave_last_out": "data.split.kind=leave_last_out needs users with 3 events or more",
         "given": "see the values of the column that data.split.column names",
+        "held_out": "data.held_out has the test labels, and validation, unless data.split has "
+        "validation_from or validation_days, needs users with 2 events or more",
     }[data.split.kind]
     if points is not None:
         told = (

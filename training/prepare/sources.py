@@ -30,24 +30,30 @@ class Tables:
         events: the click table, columns as in the source and derived.
         items: `item`, `name` and `f_<feature>` of the candidate features it holds; one row an item.
         users: `user` and `f_<feature>` of the query and context features it holds.
+        held_out: the table of held-out items, columns as in the source and derived.
         homes: by feature (histories aside): the table its values come from, or `role`.
-        versions: by table; the rows of events are counted later.
+        versions: by table; rows of events and held-out items are counted later.
     """
 
     events: DataFrame
     items: DataFrame | None
     users: DataFrame | None
+    held_out: DataFrame | None
     homes: dict[str, Home]
     versions: dict[str, SourceVersion]
 
-    def versions_with(self, num_events: int) -> dict[str, SourceVersion]:
-        """Return the versions, now that the events are counted."""
-        counted = self.versions["events"].model_copy(update={"num_rows": num_events})
-        return {**self.versions, "events": counted}
+    def versions_with(self, report: Mapping[str, int]) -> dict[str, SourceVersion]:
+        """Return the versions, now that the rows of events and held-out items are counted."""
+        read = {"events": "events read", "held_out": "held out: rows read"}
+        return self.versions | {
+            table: self.versions[table].model_copy(update={"num_rows": report[key]})
+            for table, key in read.items()
+            if table in self.versions
+        }
 
 
 def read_tables(spark: SparkSession, config: RunConfig) -> Tables:
-    """Read events, items and users and check their columns.
+    """Read events, items, users and held-out items and check their columns.
 
     Raises:
         ConfigError: a table cannot be read, or a mapped column is missing.
@@ -68,7 +74,13 @@ def read_tables(spark: SparkSession, config: RunConfig) -> Tables:
         entities[table], count = _entities(config, table, frames[table], homes)
         versions[table] = versions[table].model_copy(update={"num_rows": count})
         logger.info("data.%s: %d rows of %s", table, count, versions[table].uri)
-    return Tables(frames["events"], entities["items"], entities["users"], homes, versions)
+    return Tables(
+        frames["events"],
+        **entities,
+        held_out=frames.get("held_out"),
+        homes=homes,
+        versions=versions,
+    )
 
 
 def _read(spark: SparkSession, key: str, source: Source) -> DataFrame:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from recsys.config import Data, Split, TimeSplit
+from recsys.config import Data
+from recsys.split_config import HeldOutSplit, Split, TimeSplit
 from training.prepare.errors import LeakError, PrepareError
 from training.prepare.values import to_datetime, to_microseconds
 
@@ -30,13 +32,20 @@ class SplitPoints:
     test_from: int
 
 
-def split_points(split: TimeSplit, last_at: int) -> SplitPoints:
-    """Return where the windows begin; days count back from the last event.
+def split_points(split: Split, last_at: int) -> SplitPoints | None:
+    """Return where the windows begin, None where time does not split.
+
+    Days count back from the last event, those of validation from where test begins. Held-out items
+    test after all events.
 
     Raises:
         PrepareError: validation would not begin before test.
     """
-    if split.test_from is not None:
+    if not isinstance(split, TimeSplit | HeldOutSplit) or not split.by_time:
+        return None
+    if isinstance(split, HeldOutSplit):
+        test_from = last_at + 1
+    elif split.test_from is not None:
         test_from = to_microseconds(split.test_from)
     else:
         test_from = last_at - _micros(split.test_days)
@@ -62,7 +71,7 @@ def assign_windows(events: DataFrame, data: Data, points: SplitPoints | None) ->
     Args:
         events: with `user`, `position`, `at`, `given` and `labelable`.
         data: its `split` decides.
-        points: of a time split.
+        points: where time splits, else None.
     """
     if points is not None:
         window = F.when(F.col("at") >= points.test_from, "test").when(
@@ -71,11 +80,12 @@ def assign_windows(events: DataFrame, data: Data, points: SplitPoints | None) ->
         return events.withColumn("window", window.otherwise("train"))
     if data.split.kind == "given":
         return events.withColumn("window", F.col("given"))
-    return events.withColumn("window", _leave_last_out())
+    last = ("validation",) if data.split.kind == "held_out" else ("test", "validation")
+    return events.withColumn("window", _leave_last_out(last))
 
 
-def _leave_last_out() -> Column:
-    """Return the window by how many events that can be labels follow.
+def _leave_last_out(windows: Sequence[str]) -> Column:
+    """Return the window by how many events that can be labels follow; none: the first window.
 
     Events that are no labels go with the next label, so that none lies after what it trains.
     """
@@ -83,12 +93,11 @@ def _leave_last_out() -> Column:
     following = user.orderBy("position").rowsBetween(1, Window.unboundedFollowing)
     labels = F.col("labelable").cast("int")
     after = F.coalesce(F.sum(labels).over(following), F.lit(0))
-    enough = F.sum(labels).over(user) >= 3
-    return (
-        F.when(enough & (after == 0), "test")
-        .when(enough & (after == 1), "validation")
-        .otherwise("train")
-    )
+    enough = F.sum(labels).over(user) > len(windows)
+    window = F.lit("train")
+    for number, name in enumerate(windows):
+        window = F.when(enough & (after == number), name).otherwise(window)
+    return window
 
 
 def mark_rare(events: DataFrame, data: Data) -> DataFrame:
@@ -135,7 +144,7 @@ def check_no_leak(
         training: of all windows that are learned from, see `build_training`.
         vocabularies: `feature` and `value`, a row per line of the files.
         split: the rule; a given one decides itself what may be learned before what.
-        points: of a time split; None where time does not split.
+        points: where time splits, else None.
 
     Raises:
         LeakError: naming what leaks.

@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys.artifacts import Corpus, Examples, Sequences
+from recsys.artifacts import Corpus, Examples, Queries, Sequences
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema, missing_value
 from training.prepare.errors import PrepareError
@@ -21,12 +21,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WindowCounts:
-    """Examples of one window: how many, from when to when (microseconds), how many cold."""
+    """Examples of one window: how many, from when to when (microseconds), how many cold.
+
+    Labels without time have null times, or 0 in place of them.
+    """
 
     window: str
     num_examples: int
-    first_at: int
-    last_at: int
+    first_at: int | None
+    last_at: int | None
     num_cold_users: int
     num_cold_items: int
 
@@ -49,8 +52,6 @@ def write_examples(
     Raises:
         PrepareError: another number of records is read back than was to be written.
     """
-    key = ("user", "position")
-    shuffled = F.xxhash64(*key, F.lit(config.seed))
     fields = [
         "user",
         _moment(F.struct("at", "order"), config).alias("time"),
@@ -59,11 +60,49 @@ def write_examples(
         *(["exclusions"] if config.data.exclude_seen else []),
         *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
     ]
-    own = examples.filter(F.col("window") == count.window).repartition(config.data.shards, *key)
-    shards = own.sortWithinPartitions(shuffled, *key).select(*fields)
+    own = examples.filter(F.col("window") == count.window)
+    shards = _sharded(own, config, "user", "position").select(*fields)
     num_files = _write_records(shards, directory / count.window, count.num_examples)
     logger.info("%s: %d examples", count.window, count.num_examples)
     return Examples(path=count.window, num_files=num_files, **_told(count, config))
+
+
+def write_queries(
+    queries: DataFrame, config: RunConfig, directory: Path, count: WindowCounts
+) -> Queries:
+    """Write queries of several labels to the folder of their window, a record each.
+
+    A record is as `write_examples` makes it, but `label` is a list, there is no `weight`, and
+    `time` is that of the first label, absent without time stamps.
+
+    Args:
+        queries: see `build_queries`.
+        config: the run's.
+        directory: folder of the prepared data.
+        count: what is to be written.
+
+    Raises:
+        PrepareError: another number of records is read back than was to be written.
+    """
+    fields = [
+        "user",
+        F.col("at").alias("time"),
+        F.col("labels").alias("label"),
+        *(["exclusions"] if config.data.exclude_seen else []),
+        *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
+    ]
+    shards = _sharded(queries, config, "user").select(*fields)
+    num_files = _write_records(shards, directory / count.window, count.num_examples)
+    num_labels = queries.agg(F.sum(F.size("labels"))).first()[0]
+    logger.info("%s: %d queries, %d labels", count.window, count.num_examples, num_labels)
+    return Queries(
+        path=count.window, num_files=num_files, num_labels=num_labels, **_told(count, config)
+    )
+
+
+def _sharded(frame: DataFrame, config: RunConfig, *key: str) -> DataFrame:
+    shuffled = F.xxhash64(*key, F.lit(config.seed))
+    return frame.repartition(config.data.shards, *key).sortWithinPartitions(shuffled, *key)
 
 
 def write_sequences(
@@ -84,15 +123,12 @@ def write_sequences(
         PrepareError: another number of records is read back than was to be written.
     """
     # No two sequences of a user begin with the same label, whichever session they are of.
-    key = ("user", "position")
     training = training.withColumn("position", F.get("labels", F.lit(0))["position"])
     names = {"label": "item", "known": "known", "weight": "weight"}
     lists = [F.col("labels")[column].alias(name) for name, column in names.items()]
     lists.append(F.transform("labels", lambda label: _moment(label, config)).alias("time"))
     lists += [_listed(feature).alias(feature.name) for feature in config.schema_.query]
-    shards = training.repartition(config.data.shards, *key).sortWithinPartitions(
-        F.xxhash64(*key, F.lit(config.seed)), *key
-    )
+    shards = _sharded(training, config, "user", "position")
     found = training.agg(F.count(F.lit(1)), F.sum(F.size("labels"))).first()
     if found[1] != count.num_examples:
         raise PrepareError(f"{folder}: expected {count.num_examples} labels, found {found[1]}")
@@ -123,10 +159,11 @@ def _listed(feature: Feature) -> Column:
 
 def _told(count: WindowCounts, config: RunConfig) -> dict[str, Any]:
     has_time = config.data.events.columns.time is not None
+    first_at, last_at = (count.first_at, count.last_at) if has_time else (None, None)
     return {
         "num_examples": count.num_examples,
-        "first_at": to_datetime(count.first_at) if has_time else None,
-        "last_at": to_datetime(count.last_at) if has_time else None,
+        "first_at": None if first_at is None else to_datetime(first_at),
+        "last_at": None if last_at is None else to_datetime(last_at),
         "num_cold_users": count.num_cold_users,
         "num_cold_items": count.num_cold_items,
     }

@@ -73,11 +73,11 @@ def stages(spark, show):
         show(rows)
         tables = read_tables(spark, config)
         cleaned = clean_events(tables, config)
-        split = config.data.split
-        points = split_points(split, cleaned.last_at) if split.kind == "time" else None
+        points = split_points(config.data.split, cleaned.last_at)
         sequences = build_sequences(cleaned, tables, config, points).persist()
         events = flat_events(sequences)
         return SimpleNamespace(
+            tables=tables,
             report=cleaned.report,
             points=points,
             events=events,

@@ -50,6 +50,22 @@ def test_missing_role_names_key_file_and_nearest(csv_file, configure):
     assert "did you mean 'page 2 (model)'" in message
 
 
+def test_missing_column_of_the_held_out_items_is_told_too(csv_file, tmp_path, configure):
+    held_out = tmp_path / "test.csv"
+    held_out.write_text("who,what\n1,A\n")
+    table = {"path": str(held_out), "format": "csv", "options": {"header": "true"}}
+    config = configure(
+        columns=columns(),
+        events=source(csv_file),
+        split={"kind": "held_out"},
+        held_out=table | {"columns": {"user": "who", "item": "wat"}},
+    )
+    with pytest.raises(
+        ConfigError, match=r"data\.held_out\.columns\.item: .*'wat' in .*test\.csv.*'what'"
+    ):
+        check_columns(config)
+
+
 def test_missing_feature_column_names_the_feature_key(csv_file, configure):
     features = [
         {"name": "item_id", "side": "candidate", "kind": "id", "column": "item"},

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 from pyspark.sql import functions as F
 
-from recsys.config import TimeSplit
+from recsys.split_config import HeldOutSplit, LeaveLastOut, TimeSplit
 from training.prepare.errors import LeakError, PrepareError
 from training.prepare.split import SplitPoints, check_no_leak, split_points
 from training.prepare.values import to_microseconds
@@ -21,6 +21,20 @@ def windows_of(events):
 def test_days_count_back_from_the_last_event():
     points = split_points(TimeSplit(kind="time", validation_days=2, test_days=1.5), 10 * DAY)
     assert points == SplitPoints(validation_from=int(6.5 * DAY), test_from=int(8.5 * DAY))
+
+
+@pytest.mark.parametrize("days", [2, 2.5])
+def test_held_out_items_test_after_the_last_event(days):
+    split = HeldOutSplit(kind="held_out", validation_days=days)
+    test_from = 10 * DAY + 1
+    assert split_points(split, 10 * DAY) == SplitPoints(test_from - int(days * DAY), test_from)
+
+
+@pytest.mark.parametrize(
+    "split", [HeldOutSplit(kind="held_out"), LeaveLastOut(kind="leave_last_out")]
+)
+def test_where_time_does_not_split_there_are_no_points(split):
+    assert split_points(split, 10 * DAY) is None
 
 
 def test_dates_may_have_a_zone():
