@@ -3,9 +3,9 @@
     python benchmarks/retrieval_quality.py --data ../shared/data --runs /tmp/quality [STUDY ...]
 
 Each data set is prepared once; each variant and seed is fitted by `recsys fit` in a process of its
-own. The test split is read by the tuned settings and by the package's defaults alone, once each, by
-`recsys evaluate` over the whole corpus. Ablations are compared on the validation split, where the
-settings were chosen. What is finished is read again, not repeated.
+own. The test split is read by the tuned settings, by the package's defaults and where cold items
+are compared, once each, by `recsys evaluate` over the whole corpus. Ablations are compared on the
+validation split, where the settings were chosen. What is finished is read again, not repeated.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ class Runs:
 
     def _fit(self, label: str, config: RunConfig) -> Run:
         folder = self._folder / label.replace(" ", "-")
-        if not (folder / "config.json").is_file():
-            RunFolder(folder).freeze(config)
+        # Refuses figures of other settings.
+        RunFolder(folder).freeze(config)
+        if not (folder / "data").exists():
             (folder / "data").symlink_to(self._folder / "prepared" / "data")
         usage = do(["fit", "--run-dir", folder], folder / "model")
         return Run(folder, TrainedModel.load(folder / "model"), **usage)

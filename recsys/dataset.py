@@ -62,7 +62,7 @@ class Interactions:
         weight: `[n]`.
         exclusions: flat corpus rows and row splits `[n + 1]`, or None when nothing is excluded.
         at: `[n]` when the label was taken, in microseconds or, without time, by the first order
-            column; None when it is not known.
+            column, 0 without either; None when it was not read.
         splits: `[n + 1]` where the labels of each query begin and end; None where it has one.
     """
 

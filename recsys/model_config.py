@@ -22,7 +22,7 @@ class Loss(Section):
         0, ge=0, description="drawn per step by how often items are labels"
     )
     in_batch_negatives: bool = Field(
-        True, description="the labels of a batch are negatives of each other, where few are drawn"
+        True, description="labels of a batch are negatives of each other, beside those drawn"
     )
     num_hard_negatives: int | None = Field(
         None, ge=1, description="only the hardest negatives of each query count; all if empty"

@@ -266,7 +266,9 @@ class Run:
         from training.distribute import launch
         from training.fit import fit
 
-        data = self.load("prepare", PreparedData)
+        # Executors have another working directory.
+        directory = directory.resolve()
+        data = PreparedData.load(self.directory("prepare").resolve())
         self.tracker.log_config(self.config)
         if self.config.cluster.kind == "spark":
             self.tracker.log_application(self.spark.sparkContext.applicationId)

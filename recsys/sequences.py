@@ -60,7 +60,7 @@ def training_batches(
     order: Order,
     share: Share = WHOLE,
 ) -> tf.data.Dataset:
-    """Endless-looking stream of shuffled raw batches, one pass over the sequences per epoch.
+    """Stream of shuffled raw batches, one pass over the sequences per epoch.
 
     Every process reads all sequences and cuts the same global batches, `batch_size` sequences each.
     The stream has an element for each of its own replicas in turn: every so many-th sequence of the

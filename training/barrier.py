@@ -12,10 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ _FORWARDED = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "TF_", "NCC
 #: Spark may take a while to start the tasks, and so may the import of TensorFlow.
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.5
+#: How long TensorFlow may take to shut down after the work is done.
+_EXIT_SECONDS = 60.0
+_JOB_GROUP = "spark.jobGroup.id"
 
 
 def run_workers(
@@ -54,7 +58,7 @@ def run_workers(
     context = spark.sparkContext
     forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
     task = partial(_task, call=call, folder=attempt.folder, forwarded=forwarded)
-    group = f"recsys-{uuid4().hex}"
+    group, callers = f"recsys-{uuid4().hex}", context.getLocalProperty(_JOB_GROUP)
     context.setJobGroup(group, f"{workers} training workers", interruptOnCancel=True)
     watch = _Watch(attempt, workers, timeout, lambda: context.cancelJobGroup(group))
     try:
@@ -64,8 +68,13 @@ def run_workers(
         attempt.abandon()
         # Spark knows of exit codes and lost executors only, and wraps them in pages of trace.
         raise attempt.diagnosis(str(error).strip()[:2000]) from error
+    except BaseException:
+        # Whoever interrupts the driver does not want workers that go on.
+        attempt.abandon()
+        context.cancelJobGroup(group)
+        raise
     finally:
-        context.setLocalProperty("spark.jobGroup.id", None)
+        context.setLocalProperty(_JOB_GROUP, callers)
 
 
 class _Watch:
@@ -92,22 +101,25 @@ class _Watch:
     def _run(self) -> None:
         while not self._over.wait(_POLL_SECONDS):
             frozen = [rank for rank in self._last if self._is_frozen(rank)]
-            for rank in frozen:
-                self._attempt.fail(_lost(self._attempt, rank, "?", self._told()))
             if frozen:
                 # Frozen processes cannot end themselves: Spark kills the tasks, Linux with them
-                # the workers.
+                # the workers. First of all, as notes need a disk.
                 self._cancel()
+                for rank in frozen:
+                    self._attempt.fail(_lost(self._attempt, rank, "?", self._told()))
                 return
 
     def _told(self) -> str:
         return f"no sign of life for {self._timeout:g} s (cluster.heartbeat_timeout_seconds)"
 
     def _is_frozen(self, rank: int) -> bool:
-        sign, since = self._attempt.sign(rank), time.monotonic()
+        (sign, since), now = self._last[rank], time.monotonic()
+        # Shared storage that cannot be read has no new sign, and may have one the next time.
+        with suppress(OSError):
+            sign = self._attempt.sign(rank)
         if sign != self._last[rank][0]:
-            self._last[rank] = (sign, since)
-        return sign != DONE and since - self._last[rank][1] > self._timeout
+            self._last[rank], since = (sign, now), now
+        return sign != DONE and now - since > self._timeout
 
 
 def _task(
@@ -132,10 +144,25 @@ def _task(
 
 def _run(call: bytes, attempt: Attempt, rank: int, environment: Mapping[str, str]) -> int:
     command = [sys.executable, "-P", "-m", "training.worker", str(attempt.folder), str(rank)]
-    with attempt.log(rank).open("ab") as log:
-        return subprocess.run(
-            command, input=call, stdout=log, stderr=log, env=environment, check=False
-        ).returncode
+    with attempt.log(rank).open("ab") as log, tempfile.TemporaryFile() as handed:
+        handed.write(call)
+        handed.seek(0)
+        process = subprocess.Popen(command, stdin=handed, stdout=log, stderr=log, env=environment)
+        return _ended(process, attempt, rank)
+
+
+def _ended(process: subprocess.Popen[bytes], attempt: Attempt, rank: int) -> int:
+    """Wait for a worker while it works, and not much longer once its work is done."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_SECONDS)
+        with suppress(OSError):
+            if attempt.sign(rank) == DONE:
+                break
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(_EXIT_SECONDS)
+    process.kill()
+    return process.wait()
 
 
 def _lost(attempt: Attempt, rank: int, host: str, message: str) -> Failure:

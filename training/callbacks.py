@@ -167,8 +167,10 @@ class Checkpoints(tf.keras.callbacks.Callback):
         return tf.train.Checkpoint(model=model, optimizer=model.optimizer)
 
     def _forget(self, kept: set[str]) -> None:
+        # Newer ones are not its own: a chief that was frozen may wake up beside its successor.
+        newest = max(kept)
         for folder in self._directory.glob("epoch-*"):
-            if folder.name not in kept:
+            if folder.name not in kept and folder.name < newest:
                 shutil.rmtree(folder)
 
 

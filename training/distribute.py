@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import pickle
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from recsys.artifacts import Manifest
 from recsys.config import Cluster
-from training.attempt import Attempt
+from training.attempt import Attempt, WorkersLost
 from training.supervise import supervise
 
 if TYPE_CHECKING:
@@ -69,14 +70,25 @@ def launch(
         case "spark":
             call = _pickled(fn, args)
             session = spark()
-            return supervise(lambda: _attempt(session, call, cluster, folder), cluster)
+            restarts = itertools.count()
+            return supervise(
+                lambda: _attempt(session, call, cluster, folder, next(restarts)), cluster
+            )
 
 
-def _attempt(spark: SparkSession, call: bytes, cluster: Cluster, folder: Path) -> Any:
+def _attempt(
+    spark: SparkSession, call: bytes, cluster: Cluster, folder: Path, restarts: int
+) -> Any:
     from training.barrier import run_workers
-    from training.preflight import check_cluster
+    from training.preflight import ClusterError, check_cluster
 
-    workers = check_cluster(spark, cluster, folder)
+    try:
+        workers = check_cluster(spark, cluster, folder)
+    except ClusterError as error:
+        if not restarts:
+            raise
+        # It was in order before: what was lost may be on its way back.
+        raise WorkersLost(str(error)) from error
     attempt = Attempt.next_in(folder.resolve() / "launch")
     logger.info("%d workers start; the log of the chief is %s", workers, attempt.log(0))
     run_workers(spark, call, attempt, workers, cluster.heartbeat_timeout_seconds)

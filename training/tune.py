@@ -55,6 +55,8 @@ def tune(
         TuningError: see `Study.open`.
     """
     check_tunable(config)
+    if config.cluster.kind != "local":
+        logger.warning("trials train in this process, not by cluster.kind=%s", config.cluster.kind)
     (directory / MANIFEST).unlink(missing_ok=True)
     default = {key: value_of(config, key) for key in config.tune.space}
     with Study.open(directory, config.tune, default, config.seed) as study:

@@ -195,7 +195,9 @@ class TwoTower(tfrs.Model):
         labels = tf.gather(places, inputs["place"])
         related = None
         if self._config.loss.in_batch_negatives:
-            related = _labels_of_sequence(labels, inputs["sequence"])
+            # Labels that do not count may stand for items without a row.
+            counting = tf.where(inputs["weight"] > 0, labels, -1)
+            related = _labels_of_sequence(counting, inputs["sequence"])
         return rows, labels, Sampling(log_probability, related)
 
     def _draw(self, pool: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
