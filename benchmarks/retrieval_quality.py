@@ -34,6 +34,8 @@ RECSYS = Path(sys.executable).with_name("recsys")
 #: Ablations learn from training labels alone: the validation labels compare them.
 NO_REFIT = "train.refit=false"
 MakeRecord = Callable[..., Record]
+#: What the rows of a study begin with.
+PARTS = ("tuned", "defaults", "ablation", "cold")
 
 
 @dataclass(frozen=True)
@@ -184,21 +186,24 @@ def do(arguments: Sequence[str | Path], directory: Path) -> dict[str, float]:
     return usage_of_step
 
 
-def study(name: str, runs: Path) -> Iterator[Record]:
-    """Figures of one study: tuned by seed, beside baselines, defaults, ablations, cold items."""
+def study(name: str, runs: Path, parts: Sequence[str], seeds: int | None) -> Iterator[Record]:
+    """Figures of one study: tuned by seed and beside baselines, defaults, ablations, cold items."""
     chosen = STUDIES[name]
     made = Runs(chosen, runs / name)
+    record = partial(Record, data=name)
     tuned = [
         made.fit(f"seed {seed}", f"seed={seed}", all_baselines=seed == 1)
-        for seed in range(1, chosen.seeds + 1)
+        for seed in range(1, (seeds or chosen.seeds) + 1)
     ]
     reports = [run.tested() for run in tuned]
-    record = partial(Record, data=name)
-    yield from _means(chosen, tuned, reports, record)
-    yield from _beside_baselines(chosen, reports[0], record)
-    yield from _defaults(chosen, made.defaults(), reports[0], record)
-    yield from _ablations(chosen, made, record)
-    if chosen.cold:
+    if "tuned" in parts:
+        yield from _means(chosen, tuned, reports, record)
+        yield from _beside_baselines(chosen, reports[0], record)
+    if "defaults" in parts:
+        yield from _defaults(chosen, made.defaults(), reports[0], record)
+    if "ablation" in parts:
+        yield from _ablations(chosen, made, record)
+    if "cold" in parts and chosen.cold:
         yield from _cold(chosen, made.fit("cold", "seed=1", *chosen.cold), reports[0], record)
 
 
@@ -215,7 +220,7 @@ def _means(
         figures = [report.model[metric].value for report in reports]
         spread = f", standard deviation {stdev(figures):.4f}" if len(figures) > 1 else ""
         yield record(
-            what=f"tuned, test, mean of {len(figures)} seeds{spread}",
+            what=f"tuned: test, mean of {len(figures)} seeds{spread}",
             metric=metric,
             value=mean(figures),
             peer=peer,
@@ -225,7 +230,7 @@ def _means(
         )
     spent = {"seconds": mean(run.seconds for run in runs), "peak GiB": max(run.gib for run in runs)}
     for metric, value in spent.items():
-        yield record("fit, tuned", metric=metric, value=value, command=command)
+        yield record("tuned: fit", metric=metric, value=value, command=command)
 
 
 def _beside_baselines(
@@ -234,7 +239,7 @@ def _beside_baselines(
     for metric in chosen.peers:
         for baseline, values in report.baselines.items():
             yield record(
-                what="tuned, test, seed 1",
+                what="tuned: test, seed 1",
                 metric=metric,
                 value=report.model[metric].value,
                 peer=baseline,
@@ -250,7 +255,7 @@ def _defaults(
     report = run.tested()
     for metric in chosen.peers:
         yield record(
-            what="defaults of the package, test, seed 1",
+            what="defaults: test, seed 1",
             metric=metric,
             value=report.model[metric].value,
             peer="tuned, seed 1",
@@ -281,7 +286,7 @@ def _cold(chosen: Study, run: Run, tuned: EvaluationReport, record: MakeRecord) 
     for bucket, before in tuned.slices["item_popularity"].items():
         after = report.slices["item_popularity"][bucket]
         yield record(
-            what=f"{' '.join(chosen.cold)}, {bucket} items, {before['queries']:.0f} queries",
+            what=f"cold: {' '.join(chosen.cold)}, {bucket} items, {before['queries']:.0f} queries",
             metric="recall@100",
             value=after["recall@100"],
             peer="tuned, seed 1",
@@ -291,16 +296,23 @@ def _cold(chosen: Study, run: Run, tuned: EvaluationReport, record: MakeRecord) 
 
 
 def main() -> None:
-    """Do the chosen studies, keep the records of the others."""
+    """Do the chosen parts of the chosen studies, keep the records of the others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(STUDIES))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--seeds", type=int, help="instead of the number that each study has")
     arguments = parser.parse_args()
     os.environ["RECSYS_DATA"] = str(arguments.data.resolve())
     for name in arguments.names or STUDIES:
-        records = list(study(name, arguments.runs.resolve()))
-        replace("retrieval_quality", records, lambda row, data=name: row["data"] == data)
+        records = list(study(name, arguments.runs.resolve(), arguments.parts, arguments.seeds))
+        done = partial(_is_of, name, arguments.parts)
+        replace("retrieval_quality", records, done)
+
+
+def _is_of(name: str, parts: Sequence[str], row: dict[str, object]) -> bool:
+    return row["data"] == name and str(row["what"]).split(":")[0] in parts
 
 
 if __name__ == "__main__":
