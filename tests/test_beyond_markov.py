@@ -53,5 +53,5 @@ def test_an_encoder_finds_what_markov_cannot(folder, data, kind):
     config = load_config(folder / "moods.yaml", [f"model.history.kind={kind}"])
     model = fit(config, data, folder / kind / "model")
     report = evaluate(config, data, model, None, folder / kind / "evaluation")
-    assert report.baselines["markov"]["recall@1"].value < 0.55
+    assert report.baselines["markov"]["recall@1"].value < 0.6
     assert report.lifts["markov"]["recall@1"].low > 0.1

@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from recsys.artifacts import ArtifactError
 from recsys.dataset import (
-    _flat_labels,
     named_corruption,
     raw_batches,
     read_corpus,
@@ -15,7 +14,7 @@ from recsys.dataset import (
     read_sequences,
 )
 from recsys.schema import Schema
-from recsys.sequences import Order, training_batches
+from recsys.sequences import Order, _flat_labels, training_batches
 
 
 @pytest.fixture
