@@ -215,12 +215,15 @@ def _command(chosen: Study, *overrides: str) -> str:
 def _means(
     chosen: Study, runs: Sequence[Run], reports: Sequence[EvaluationReport], record: MakeRecord
 ) -> Iterator[Record]:
-    command = _command(chosen, f"seed=1..{len(runs)}")
+    command = _command(chosen, "seed=1")
+    seeds = "seed 1"
+    if len(runs) > 1:
+        command, seeds = f"{command}, and so on to {len(runs)}", f"mean of {len(runs)} seeds"
     for metric, (peer, value, target) in chosen.peers.items():
         figures = [report.model[metric].value for report in reports]
         spread = f", standard deviation {stdev(figures):.4f}" if len(figures) > 1 else ""
         yield record(
-            what=f"tuned: test, mean of {len(figures)} seeds{spread}",
+            what=f"tuned: test, {seeds}{spread}",
             metric=metric,
             value=mean(figures),
             peer=peer,
