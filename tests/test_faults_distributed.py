@@ -143,7 +143,7 @@ def finish(process, model, tmp_path, undisturbed):
         (worker, 1, signal.SIGKILL, LOCAL, "worker 1 on .*: killed by SIGKILL"),
         (worker, 0, signal.SIGKILL, LOCAL, "worker 0 on .*: killed by SIGKILL"),
         (worker, 1, signal.SIGSTOP, LOCAL, "no sign of life for 15 s"),
-        (executor, 1, signal.SIGKILL, EXECUTORS, "restart 1 in 1 s: .*(lost|Lost|killed|exited)"),
+        (executor, 1, signal.SIGKILL, EXECUTORS, "restart 1 in 1 s: .*ExecutorLostFailure"),
     ],
     ids=["worker killed", "chief killed", "worker frozen", "executor killed"],
 )

@@ -67,7 +67,9 @@ def run_workers(
     except Exception as error:
         attempt.abandon()
         # Spark knows of exit codes and lost executors only, and wraps them in pages of trace.
-        raise attempt.diagnosis(str(error).strip()[:2000]) from error
+        lines = str(error).strip().splitlines()
+        told = " ".join(line for line in lines if not line.startswith("\tat "))
+        raise attempt.diagnosis(told[:2000]) from error
     except BaseException:
         # Whoever interrupts the driver does not want workers that go on.
         attempt.abandon()
