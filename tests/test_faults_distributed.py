@@ -23,6 +23,8 @@ EPOCHS = 4
 LOCAL = "local[2]"
 #: Each executor is a JVM of its own.
 EXECUTORS = "local-cluster[2,1,1024]"
+#: Told by Spark, or by the worker that has seen its peer go.
+EXECUTOR_LOST = r"restart 1 in 1 s: .*(barrier|ExecutorLost|Unavailable|Aborted|Cancelled)"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def finish(process, model, tmp_path, undisturbed):
         (worker, 1, signal.SIGKILL, LOCAL, "worker 1 on .*: killed by SIGKILL"),
         (worker, 0, signal.SIGKILL, LOCAL, "worker 0 on .*: killed by SIGKILL"),
         (worker, 1, signal.SIGSTOP, LOCAL, "no sign of life for 15 s"),
-        (executor, 1, signal.SIGKILL, EXECUTORS, "restart 1 in 1 s: .*ExecutorLostFailure"),
+        (executor, 1, signal.SIGKILL, EXECUTORS, EXECUTOR_LOST),
     ],
     ids=["worker killed", "chief killed", "worker frozen", "executor killed"],
 )
