@@ -69,13 +69,21 @@ def test_log_probabilities_of_negatives_are_subtracted_and_never_clipped(batch):
     )
 
 
-def test_excluded_candidates_are_no_negatives_but_the_label_stays(batch):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda rows: {"seen": Seen(rows)},
+        lambda rows: {"sampling": Sampling(tf.zeros([9]), related=rows)},
+    ],
+    ids=["seen and excluded", "there because of the query"],
+)
+def test_listed_candidates_are_no_negatives_but_the_label_stays(batch, arguments):
     queries, items, labels, weight = batch
-    excluded = tf.stack([labels, (labels + 1) % 9, tf.fill([QUERIES], -1)], axis=1)
+    listed = tf.stack([labels, (labels + 1) % 9, tf.fill([QUERIES], -1)], axis=1)
     allowed = tf.logical_not(tf.one_hot((labels + 1) % 9, 9, on_value=True, off_value=False))
     softmax = Softmax(temperature=0.5)
     assert_same(
-        lambda q, c: softmax(q, c, labels, weight, seen=Seen(excluded)),
+        lambda q, c: softmax(q, c, labels, weight, **arguments(listed)),
         lambda q, c: plain(q, c, labels, weight, allowed=allowed),
         queries,
         items,
@@ -173,19 +181,6 @@ def test_smoothed_labels_give_every_open_candidate_an_even_share(batch):
     assert_same(
         lambda q, c: softmax(q, c, labels, weight, seen=Seen(excluded[:, tf.newaxis])),
         reference,
-        queries,
-        items,
-    )
-
-
-def test_candidates_that_came_with_the_query_are_no_negatives(batch):
-    queries, items, labels, weight = batch
-    related = tf.stack([labels, (labels + 2) % 9, tf.fill([QUERIES], -1)], axis=1)
-    allowed = tf.logical_not(tf.one_hot((labels + 2) % 9, 9, on_value=True, off_value=False))
-    softmax = Softmax(temperature=0.5)
-    assert_same(
-        lambda q, c: softmax(q, c, labels, weight, Sampling(tf.zeros([9]), related)),
-        lambda q, c: plain(q, c, labels, weight, allowed=allowed),
         queries,
         items,
     )

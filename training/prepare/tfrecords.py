@@ -57,14 +57,19 @@ def write_examples(
         _moment(F.struct("at", "order"), config).alias("time"),
         F.col("item").alias("label"),
         "weight",
-        *(["exclusions"] if config.data.exclude_seen else []),
-        *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
+        *_asked_with(config),
     ]
     own = examples.filter(F.col("window") == count.window)
     shards = _sharded(own, config, "user", "position").select(*fields)
     num_files = _write_records(shards, directory / count.window, count.num_examples)
     logger.info("%s: %d examples", count.window, count.num_examples)
     return Examples(path=count.window, num_files=num_files, **_told(count, config))
+
+
+def _asked_with(config: RunConfig) -> list[str | Column]:
+    """What a query is asked with, whatever its labels."""
+    exclusions = ["exclusions"] if config.data.exclude_seen else []
+    return [*exclusions, *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query)]
 
 
 def write_queries(
@@ -88,8 +93,7 @@ def write_queries(
         "user",
         F.col("at").alias("time"),
         F.col("labels").alias("label"),
-        *(["exclusions"] if config.data.exclude_seen else []),
-        *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
+        *_asked_with(config),
     ]
     shards = _sharded(queries, config, "user").select(*fields)
     num_files = _write_records(shards, directory / count.window, count.num_examples)
