@@ -34,6 +34,8 @@ _FORWARDED = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "TF_", "NCC
 #: Spark may take a while to start the tasks, and so may the import of TensorFlow.
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.5
+#: Several signs of life that did not come, and less than TensorFlow takes to notice (10 s).
+_SILENT_SECONDS = 5.0
 #: How long TensorFlow may take to shut down after the work is done.
 _EXIT_SECONDS = 60.0
 _JOB_GROUP = "spark.jobGroup.id"
@@ -66,6 +68,8 @@ def run_workers(
             context.parallelize(range(workers), workers).barrier().mapPartitions(task).collect()
     except Exception as error:
         attempt.abandon()
+        # TensorFlow may notice a frozen worker first; then all that is known is that others failed.
+        watch.note_silent(_SILENT_SECONDS)
         # Spark knows of exit codes and lost executors only, and wraps them in pages of trace.
         lines = str(error).strip().splitlines()
         told = " ".join(line for line in lines if not line.startswith("\tat "))
@@ -102,26 +106,30 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._over.wait(_POLL_SECONDS):
-            frozen = [rank for rank in self._last if self._is_frozen(rank)]
-            if frozen:
+            if max(map(self._silence, self._last)) > self._timeout:
                 # Frozen processes cannot end themselves: Spark kills the tasks, Linux with them
                 # the workers. First of all, as notes need a disk.
                 self._cancel()
-                for rank in frozen:
-                    self._attempt.fail(_lost(self._attempt, rank, "?", self._told()))
+                self.note_silent(self._timeout)
                 return
 
-    def _told(self) -> str:
-        return f"no sign of life for {self._timeout:g} s (cluster.heartbeat_timeout_seconds)"
+    def note_silent(self, seconds: float) -> None:
+        """Note the workers that gave no sign of life for so long as lost."""
+        for rank in self._last:
+            silence = self._silence(rank)
+            if silence > seconds:
+                told = f"no sign of life for {silence:.0f} s (cluster.heartbeat_timeout_seconds)"
+                self._attempt.fail(_lost(self._attempt, rank, "?", told))
 
-    def _is_frozen(self, rank: int) -> bool:
+    def _silence(self, rank: int) -> float:
+        """Seconds since the last sign of life; none after the work is done."""
         (sign, since), now = self._last[rank], time.monotonic()
         # Shared storage that cannot be read has no new sign, and may have one the next time.
         with suppress(OSError):
             sign = self._attempt.sign(rank)
         if sign != self._last[rank][0]:
             self._last[rank], since = (sign, now), now
-        return sign != DONE and now - since > self._timeout
+        return 0.0 if sign == DONE else now - since
 
 
 def _task(
