@@ -4,10 +4,11 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import recsys  # noqa: F401  (sets the environment that TensorFlow reads)
 from recsys.artifacts import PreparedData
@@ -16,6 +17,8 @@ from recsys.synthetic import Clickstream, clickstream
 
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+Once = Callable[[str, Callable[[Path], None]], Path]
 
 CLICKS_YAML = """
 name: planted
@@ -49,25 +52,45 @@ cluster: {master: "local[2]"}
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Fill a folder once for all processes of the test run; nobody may write into it after."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def planted() -> Clickstream:
     return clickstream(num_sessions=900, num_items=60, predictability=0.8, seed=1)
 
 
 @pytest.fixture(scope="session")
-def clicks_config(planted: Clickstream, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clicks_config(planted: Clickstream, once: Once) -> Path:
     """YAML of a run on the planted clicks; most tests read it, none may write beside it."""
-    folder = tmp_path_factory.mktemp("planted")
-    with (folder / "clicks.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["user", "item", "clicked_at", "cluster", "price", "name"])
-        for user, item, at in zip(planted.user, planted.item, planted.clicked_at, strict=True):
-            cluster = f"c{planted.cluster[item]}"
-            name = f"item {item} of {cluster}"
-            row = [f"u{user}", f"i{item}", at.strftime("%Y-%m-%d %H:%M:%S"), cluster]
-            writer.writerow([*row, 10 + item % 7, name])
-    file = folder / "planted.yaml"
-    file.write_text(CLICKS_YAML)
-    return file
+
+    def fill(folder: Path) -> None:
+        with (folder / "clicks.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["user", "item", "clicked_at", "cluster", "price", "name"])
+            for user, item, at in zip(planted.user, planted.item, planted.clicked_at, strict=True):
+                cluster = f"c{planted.cluster[item]}"
+                name = f"item {item} of {cluster}"
+                row = [f"u{user}", f"i{item}", at.strftime("%Y-%m-%d %H:%M:%S"), cluster]
+                writer.writerow([*row, 10 + item % 7, name])
+        (folder / "planted.yaml").write_text(CLICKS_YAML)
+
+    return once("planted", fill) / "planted.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +99,7 @@ def config(clicks_config: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def save_encoder() -> "Callable[..., Path]":  # noqa: F821
+def save_encoder() -> "Callable[..., Path]":
     """Save a pretrained text encoder: the mean of word vectors, its words an asset beside them."""
     import tensorflow as tf
 
@@ -123,24 +146,23 @@ def spark() -> Iterator["SparkSession"]:  # noqa: F821
 
 
 @pytest.fixture(scope="session")
-def prepared(
-    config: RunConfig,
-    spark: "SparkSession",  # noqa: F821
-    tmp_path_factory: pytest.TempPathFactory,
-) -> PreparedData:
+def prepared(config: RunConfig, spark: "SparkSession", once: Once) -> PreparedData:  # noqa: F821
     """The planted clicks, prepared by the real step; treat as read-only."""
     from training.prepare import prepare
 
-    return prepare(config, spark, tmp_path_factory.mktemp("run") / "data")
+    folder = once("prepared", lambda folder: prepare(config, spark, folder / "data"))
+    return PreparedData.load(folder / "data")
 
 
 @pytest.fixture(scope="session")
-def finished_run(clicks_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(clicks_config: Path, once: Once) -> Path:
     """Folder of a run that went through all steps by the command; treat as read-only."""
-    folder = tmp_path_factory.mktemp("runs") / "planted"
-    command = [Path(sys.executable).with_name("recsys"), "run", "--config", clicks_config]
-    answer = subprocess.run(
-        [*map(str, command), "--run-dir", str(folder)], capture_output=True, text=True, check=False
-    )
-    assert answer.returncode == 0, answer.stderr
-    return folder
+    recsys_command = Path(sys.executable).with_name("recsys")
+
+    def fill(folder: Path) -> None:
+        arguments = ["run", "--config", clicks_config, "--run-dir", folder / "planted"]
+        command = [str(word) for word in (recsys_command, *arguments)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stderr
+
+    return once("runs", fill) / "planted"
