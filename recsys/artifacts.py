@@ -254,15 +254,30 @@ class EvaluationReport(Manifest):
     )
 
 
-class IndexReport(_Frozen):
-    """How the approximate index compares with exact search."""
+class IndexPoint(_Frozen):
+    """One setting of an index, measured on queries that did not choose it."""
 
     kind: str = Field(description="brute_force, hashed or tree")
     parameters: dict[str, float]
     recall: float = Field(description="share of the exact top k that is found")
-    k: int
     bytes: int
-    milliseconds_per_query: float
+    milliseconds_per_query: float = Field(description="of one processor, in batches of 100")
+
+    def __str__(self) -> str:
+        settings = "".join(f", {name}={value:g}" for name, value in self.parameters.items())
+        return (
+            f"{self.kind}{settings}: recall {self.recall:.4f}, {self.bytes / 2**20:.1f} MiB, "
+            f"{self.milliseconds_per_query:.4f} ms a query"
+        )
+
+
+class IndexReport(IndexPoint):
+    """How the approximate index compares with exact search, and with other settings."""
+
+    k: int
+    num_queries: int = Field(0, description="that recall and time were measured on")
+    seconds: float = Field(0, description="wall time of the search for these settings")
+    curve: tuple[IndexPoint, ...] = Field((), description="what was tried, fastest first")
 
 
 class ExportedModel(Manifest):

@@ -160,10 +160,15 @@ class Evaluation(Section):
 
 
 class Index(Section):
-    """Approximate index: tuned until recall against exact search holds."""
+    """Approximate index: the fastest whose recall against exact search holds."""
 
     min_recall: float = Field(0.95, gt=0, le=1)
     k: int = Field(100, ge=1, description="neighbours the recall is measured at")
+    max_seconds: float = Field(600, ge=0, description="of the search for settings, about")
+    max_mib: float | None = Field(None, gt=0, description="size of the index")
+    max_milliseconds: float | None = Field(
+        None, gt=0, description="of one processor per query, in batches of 100"
+    )
 
 
 class Export(Section):

@@ -306,6 +306,9 @@ class Run:
         self._connect_registry()
         exported = self.load("export", ExportedModel)
         report = self.load("evaluate", EvaluationReport)
+        for name in (MANIFEST, "index.txt", "index.png"):
+            if (exported.directory / name).is_file():
+                self.tracker.log_artifact(exported.directory / name, "export")
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:

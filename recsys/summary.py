@@ -11,6 +11,7 @@ from recsys.artifacts import (
     Estimate,
     EvaluationReport,
     ExportedModel,
+    IndexReport,
     Promotion,
     RegisteredModel,
     Scoring,
@@ -57,6 +58,18 @@ def export_lines(exported: ExportedModel) -> list[str]:
         f"{index.bytes / 2**20:.1f} MiB, {index.milliseconds_per_query:.3f} ms a query in batches",
         *(f"{name:10} {exported.directory / path}" for name, path in exported.variants.items()),
     ]
+
+
+def index_table(report: IndexReport) -> str:
+    """Settings that were tried, fastest first; `*` marks the one that was chosen."""
+    rows = [["index", f"recall@{report.k}", "ms a query", "MiB", "settings"]]
+    for point in report.curve:
+        same = (point.kind, point.parameters) == (report.kind, report.parameters)
+        settings = " ".join(f"{name}={value:g}" for name, value in point.parameters.items())
+        figures = [f"{point.recall:.4f}", f"{point.milliseconds_per_query:.4f}"]
+        size = f"{point.bytes / 2**20:.1f}"
+        rows.append([f"{point.kind}{' *' if same else ''}", *figures, size, settings])
+    return _aligned(rows)
 
 
 def decision_lines(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from recsys.artifacts import (
 from recsys.config import RunConfig
 from recsys.dataset import raw_batches, read_corpus
 from recsys.models.embed import embed, in_batches, load_towers
-from serving_export.index import ExactIndex, ScannIndex, build
+from recsys.summary import index_table
+from serving_export.index import ExactIndex, ScannIndex
+from serving_export.index_tuning import build
 from serving_export.retriever import Retriever
 from serving_export.verify import Expectation, verify
 
@@ -44,6 +47,7 @@ def export(
     `exact` needs stock TensorFlow ops only; `scann` needs `scann.scann_ops.py.scann_ops` imported
     before it is loaded. Signatures: `serving_export.retriever.Retriever`. Each variant carries
     `assets.extra/contract.json`: schema and its fingerprint, signature, index, measured recall.
+    Beside them `index.txt` and `index.png` show what the index was chosen from.
 
     Raises:
         ArtifactError: model and data differ in their schema, there is no held-out query, the index
@@ -84,6 +88,7 @@ def export(
             embedded={name: values[few] for name, values in embedded.items()},
             prior_when_cold=prior_when_cold,
         )
+        _write_curve(report, config.export.index.min_recall, folder)
         parity = verify(expectation, {n: folder / n for n in _VARIANTS}, report, config.export)
         exported = ExportedModel(
             directory=folder,
@@ -126,6 +131,15 @@ def _write(retriever: Retriever, folder: Path, contract: dict[str, Any]) -> None
     write_atomically(extra / "contract.json", json.dumps(described, indent=2))
 
 
+def _write_curve(report: IndexReport, target: float, folder: Path) -> None:
+    write_atomically(folder / "index.txt", index_table(report) + "\n")
+    # Matplotlib comes with MLflow (extra `tracking`); an exporter alone does without the picture.
+    if find_spec("matplotlib"):
+        from serving_export.index_plot import draw
+
+        draw(report, target, folder / "index.png")
+
+
 def _describe(function: Any) -> dict[str, Any]:
     inputs = function.structured_input_signature[1]
     return {
@@ -144,7 +158,7 @@ def _contract(data: PreparedData, index: IndexReport, num_candidates: int) -> di
         "features": data.features.model_dump(mode="json")["features"],
         "exclude_seen": data.exclude_seen,
         "num_candidates": num_candidates,
-        "index": index.model_dump(),
+        "index": index.model_dump(exclude={"curve"}),
         "versions": _versions(),
     }
 

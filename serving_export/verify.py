@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from recsys.artifacts import ArtifactError, IndexReport, PreparedData
 from recsys.config import Export
 from recsys.dataset import Corpus
-from serving_export.index import Floats
 from serving_export.retriever import log_prior
+from serving_export.searcher import Floats
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,8 @@ import shlex
 from recsys.artifacts import (
     Estimate,
     EvaluationReport,
+    IndexPoint,
+    IndexReport,
     Promotion,
     RegisteredModel,
     Scoring,
@@ -12,6 +14,7 @@ from recsys.artifacts import (
 from recsys.summary import (
     Recommendation,
     decision_lines,
+    index_table,
     lifts_table,
     metrics_table,
     recommendation_lines,
@@ -53,6 +56,21 @@ def test_lifts_and_slices():
         "cold",
         "10",
         "0.1250",
+    ]
+
+
+def test_the_chosen_index_is_marked_among_the_others():
+    exact = IndexPoint(
+        kind="brute_force", parameters={}, recall=1, bytes=2**20, milliseconds_per_query=2
+    )
+    tree = exact.model_copy(
+        update={"kind": "tree", "parameters": {"reorder": 40, "avq": 2.5}, "recall": 0.96}
+    )
+    report = IndexReport(**tree.model_dump(), k=10, curve=(tree, exact))
+    assert [line.split() for line in index_table(report).splitlines()] == [
+        ["index", "recall@10", "ms", "a", "query", "MiB", "settings"],
+        ["tree", "*", "0.9600", "2.0000", "1.0", "reorder=40", "avq=2.5"],
+        ["brute_force", "1.0000", "2.0000", "1.0"],
     ]
 
 

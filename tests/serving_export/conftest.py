@@ -266,11 +266,27 @@ def write_report(
     ).save()
 
 
+def clustered(rows: int, seed: int, clusters: int = 100, dim: int = 16, spread: float = 0.3):
+    """Vectors around centres that every seed shares, of lengths that differ."""
+    centres = np.random.default_rng(0).normal(size=(clusters, dim))
+    random = np.random.default_rng(seed)
+    points = centres[random.integers(0, clusters, rows)] + 0.5 * random.normal(size=(rows, dim))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return (points * np.exp(spread * random.normal(size=(rows, 1)))).astype(np.float32)
+
+
+def exact_rows(embeddings, queries, k):
+    """Rows of the exact top k, best first."""
+    return np.argsort(-(queries @ embeddings.T), axis=1, kind="stable")[:, :k]
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The makers of this file, which tests cannot import."""
     return SimpleNamespace(
         ask=ask,
+        clustered=clustered,
+        exact_rows=exact_rows,
         item=item,
         num_items=NUM_ITEMS,
         run_config=run_config,

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys import config
 from recsys.dataset import raw_batches, read_corpus
 from recsys.models.embed import embed, in_batches
 from recsys.schema import Schema
-from serving_export import index
-from serving_export.index import ExactIndex, build
+from serving_export.index import Effort, ExactIndex, ScannIndex
 from serving_export.retriever import Retriever, _latest, log_prior
+from serving_export.searcher import Structure, train
 from serving_export.verify import Expectation
 
 UNKNOWN = "🤷 no such id"
@@ -30,16 +29,16 @@ def seen_world(tiny, tmp_path_factory):
     corpus = read_corpus(data)
     candidates = {n: tf.constant(v) for n, v in corpus.features.items()}
     embeddings = towers.signatures["embed_candidate"](**candidates)["embedding"].numpy()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_BRUTE_FORCE_BELOW", 10)
-        patch.setattr(index, "_HASHED_BELOW", 20)
-        tree, report = build(embeddings, embeddings, config.Index(k=10, min_recall=0.5))
-    assert report.kind == "tree"
-    assert report.parameters["leaves_to_search"] < report.parameters["num_leaves"]
+    tree = tree_over(embeddings, leaves_to_search=4)
     return {
         name: SimpleNamespace(signatures=Retriever(towers, search, corpus, data).signatures())
         for name, search in (("exact", ExactIndex(embeddings)), ("tree", tree))
     }
+
+
+def tree_over(embeddings, leaves_to_search):
+    effort = Effort(k=10, num_leaves=20, leaves_to_search=leaves_to_search, reorder=40)
+    return ScannIndex(train(embeddings, Structure("tree", 20, 2.0)), len(embeddings), effort)
 
 
 class Repeating(tf.Module):
@@ -76,10 +75,7 @@ def test_seen_items_get_the_score_that_the_towers_add(tiny, tmp_path):
     embedded = embed(towers, "embed_query", in_batches(queries))
     embeddings = embed(towers, "embed_candidate", in_batches(corpus.features))["embedding"]
     expected = Expectation(data, corpus, queries, embeddings, embedded).scores()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_BRUTE_FORCE_BELOW", 10)
-        patch.setattr(index, "_HASHED_BELOW", 20)
-        tree, _ = build(embeddings, embedded["embedding"], config.Index(k=10, min_recall=0.95))
+    tree = tree_over(embeddings, leaves_to_search=10)
     plain = Expectation(
         data, corpus, queries, embeddings, embedded | {"repeat": 0 * embedded["repeat"]}
     )

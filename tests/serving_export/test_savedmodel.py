@@ -9,8 +9,9 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from recsys.artifacts import ArtifactError, ExportedModel
 from recsys.features import raw_signature
 from recsys.schema import Schema
-from serving_export import savedmodel
+from serving_export import index_tuning, savedmodel
 from serving_export.savedmodel import export
+from serving_export.searcher import Structure
 
 
 @pytest.fixture
@@ -32,10 +33,12 @@ def test_manifest_says_what_was_made(world, tiny):
     assert exported.parity == {"scann": 1.0, "exact": 1.0}
     assert exported.index.kind == "brute_force"
     assert exported.index.recall == 1.0
+    table = (exported.directory / "index.txt").read_text().splitlines()
+    assert table[1].split()[:3] == ["brute_force", "*", "1.0000"]
     assert exported.fingerprint == exported.features.fingerprint
     assert re.fullmatch(r"[0-9a-f]{64}", exported.digest)
     assert sorted(p.name for p in exported.directory.iterdir()) == [
-        "exact", "manifest.json", "scann",
+        "exact", "index.png", "index.txt", "manifest.json", "scann",
     ]  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def test_failed_export_keeps_the_good_one(inputs, no_subprocess, tmp_path, monke
 def test_hashed_index_is_exported_too(inputs, tmp_path, monkeypatch, tiny):
     """Through the fresh process: reordering and its parameters survive the file."""
     _, data, model = inputs
-    monkeypatch.setattr("serving_export.index._BRUTE_FORCE_BELOW", 20)
+    monkeypatch.setattr(index_tuning, "_structures", lambda _: [Structure("hashed")])
     exported = export(tiny.run_config(), data, model, tmp_path / "export")
     assert exported.index.kind == "hashed"
     assert exported.parity["exact"] == 1.0

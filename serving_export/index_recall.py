@@ -1,0 +1,69 @@
+"""What a searcher finds of the exact top k, and the time it takes."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from serving_export.index import Effort
+from serving_export.searcher import Floats, search
+
+_TIE = 1e-5
+_BATCH = 100
+
+
+class Sample(NamedTuple):
+    """Queries and what they should find.
+
+    Attributes:
+        corpus: `[num_candidates, dim]`.
+        queries: `[num_queries, dim]`.
+        kth_best: score that a candidate needs to be in the exact top k, `[num_queries]`.
+    """
+
+    corpus: Floats
+    queries: Floats
+    kth_best: Floats
+
+
+def halves(corpus: Floats, queries: Floats, k: int) -> tuple[Sample, Sample]:
+    """Split queries into some that tune and some that report; a single one has to do both."""
+    middle = len(queries) // 2
+    kth_best = _kth_best(corpus, queries, k)
+    reported = Sample(corpus, queries[middle:], kth_best[middle:])
+    if not middle:
+        return reported, reported
+    return Sample(corpus, queries[:middle], kth_best[:middle]), reported
+
+
+def measure(handle: tf.Tensor, effort: Effort, sample: Sample) -> tuple[Floats, float]:
+    """Recall at k of each query, `[num_queries]`, and milliseconds of processor time per query.
+
+    Recall counts by true score, so that ties count as found, and so that the rounded scores of
+    int8 do not.
+    """
+    arguments = (effort.k, effort.reorder, effort.leaves_to_search)
+    recalls, seconds = [], 0.0
+    for start in range(0, len(sample.queries), _BATCH):
+        few = slice(start, start + _BATCH)
+        queries = tf.constant(sample.queries[few])
+        begun = time.process_time()
+        rows, scores = (found.numpy() for found in search(handle, queries, *arguments))
+        seconds += time.process_time() - begun
+        true = np.einsum("qd,qkd->qk", sample.queries[few], sample.corpus[rows])
+        # Places for which too few candidates were found hold NaN.
+        true[np.isnan(scores)] = -np.inf
+        hits = np.count_nonzero(true >= sample.kth_best[few, np.newaxis] - _TIE, axis=1)
+        recalls.append(np.minimum(hits, effort.k) / effort.k)
+    return np.concatenate(recalls).astype(np.float32), 1000 * seconds / len(sample.queries)
+
+
+def _kth_best(corpus: Floats, queries: Floats, k: int) -> Floats:
+    parts = [
+        np.partition(queries[start : start + _BATCH] @ corpus.T, -k, axis=1)[:, -k]
+        for start in range(0, len(queries), _BATCH)
+    ]
+    return np.concatenate(parts)

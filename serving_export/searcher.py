@@ -1,0 +1,165 @@
+"""ScaNN searchers as tensors: train one for a corpus, search it, change how it reorders.
+
+Built on ScaNN's TensorFlow ops, not on the layer of TFRS: that one knows neither reordering nor
+a number of neighbours chosen at call time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from scann.scann_ops.py import scann_ops
+
+Floats = NDArray[np.float32]
+Kind = Literal["brute_force", "hashed", "tree"]
+
+_DIMENSIONS_PER_BLOCK = 2
+_ANISOTROPIC_THRESHOLD = 0.2
+#: `exact_reordering.fixed_point.enabled` in ScaNN's serialised config, off and on.
+_FLOAT32 = b"*\x0b\x08\x00A\x00\x00\x00\x00\x00\x00\xf8\x7f"
+_INT8 = _FLOAT32.replace(b"\x08\x00", b"\x08\x01")
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What has to be trained: all else is chosen at call time.
+
+    Attributes:
+        kind: exact scores; anisotropic product quantisation (Guo et al., ICML 2020) of all
+            candidates; or of those in the leaves of a k-means tree.
+        num_leaves: 1 without a tree.
+        avq: exponent by which leaf centres follow long vectors more closely, which is how ScaNN
+            keeps a tree honest where norms differ; None leaves plain k-means centres.
+    """
+
+    kind: Kind
+    num_leaves: int = 1
+    avq: float | None = None
+
+
+class State(NamedTuple):
+    """A searcher as nine tensors, in the order in which the op that restores one takes them."""
+
+    dataset: tf.Tensor
+    config: tf.Tensor
+    partitioner: tf.Tensor
+    tokens: tf.Tensor
+    codebook: tf.Tensor
+    hashed: tf.Tensor
+    int8: tf.Tensor
+    multipliers: tf.Tensor
+    norms: tf.Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(len(_raw(tensor)) for tensor in self)
+
+    def digest(self) -> str:
+        """Name by content, 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for tensor in self:
+            digest.update(_raw(tensor))
+        return digest.hexdigest()[:16]
+
+
+def train(embeddings: Floats, structure: Structure) -> State:
+    """Train a searcher by dot product that reorders in float32.
+
+    Clustering starts from k-means++, which ScaNN seeds with a constant: equal embeddings give an
+    equal state (its default, random starts, gives another one each time).
+
+    Args:
+        embeddings: `[num_candidates, dim]`.
+        structure: what to train.
+    """
+    # Numbers of neighbours are given with each search; those in the config are never used.
+    builder = scann_ops.builder(embeddings, 1, "dot_product")
+    if structure.kind == "brute_force":
+        builder = builder.score_brute_force()
+    else:
+        if structure.kind == "tree":
+            builder = builder.tree(
+                structure.num_leaves, structure.num_leaves, random_init=False, avq=structure.avq
+            )
+        builder = builder.score_ah(
+            _DIMENSIONS_PER_BLOCK, anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD
+        ).reorder(1)
+    searcher = builder.build().searcher_handle
+    tensors = [_defined(tensor) for tensor in scann_ops.scann_to_tensors(searcher)]
+    tf.raw_ops.DestroyResourceOp(resource=searcher)
+    return State(tensors[-1], *tensors[:-1])
+
+
+def reordering_int8(state: State) -> State:
+    """Replace the float32 vectors that candidates are scored with again by rounded ones.
+
+    Gives what ScaNN trains with `reorder(quantize=INT8)`, up to rounding, without training anew.
+    bfloat16 is not offered: ScaNN's ops do not write such vectors out, so that a saved index has
+    to carry the float32 ones.
+
+    Raises:
+        RuntimeError: the searcher does not reorder in float32, or ScaNN's config has changed.
+    """
+    config = bytes(state.config.numpy()[0])
+    if config.count(_FLOAT32) != 1:
+        raise RuntimeError(f"ScaNN's config does not say how it reorders: {config!r}")
+    vectors = state.dataset.numpy()
+    largest = np.abs(vectors).max(axis=0)
+    multipliers = np.where(largest > 0, 127 / np.where(largest > 0, largest, 1), 1)
+    multipliers = multipliers.astype(np.float32)
+    return state._replace(
+        dataset=tf.zeros([]),
+        config=tf.constant([config.replace(_FLOAT32, _INT8)]),
+        int8=tf.constant(np.rint(vectors * multipliers).astype(np.int8)),
+        multipliers=tf.constant(multipliers),
+    )
+
+
+@contextmanager
+def restored(state: State) -> Iterator[tf.Tensor]:
+    """Yield the handle of a searcher and free it in the end: TensorFlow would keep it for ever."""
+    handle = scann_ops.tensors_to_scann(*state, shared_name=f"tuned-{state.digest()}")
+    try:
+        yield handle
+    finally:
+        tf.raw_ops.DestroyResourceOp(resource=handle)
+
+
+def search(
+    handle: tf.Tensor,
+    queries: tf.Tensor,
+    count: tf.Tensor | int,
+    reorder: tf.Tensor | int,
+    leaves: tf.Tensor | int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Find corpus rows and scores, `[batch, <= count]`, on one thread.
+
+    Args:
+        handle: of a searcher.
+        queries: `[batch, dim]`.
+        count: of neighbours.
+        reorder: how many candidates to score again.
+        leaves: to search.
+    """
+    found = scann_ops.scann_search_batched(handle, queries, count, reorder, leaves, False)
+    return found.indices, found.distances
+
+
+def _defined(tensor: tf.Tensor) -> tf.Tensor:
+    # ScaNN leaves the scalars that stand for absent parts uninitialised: zeros repeat, they do not.
+    absent = tensor.shape.rank == 0 and tensor.dtype != tf.string
+    return tf.zeros_like(tensor) if absent else tensor
+
+
+def _raw(tensor: tf.Tensor) -> Any:
+    if tensor.dtype == tf.string:
+        return b"".join(np.ravel(tensor.numpy()).tolist())
+    return np.ascontiguousarray(tensor.numpy()).data.cast("B")
