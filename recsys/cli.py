@@ -141,6 +141,28 @@ def recommend(
 
 
 @app.command()
+def publish(
+    run_dir: RunDirOption,
+    to: Annotated[Path, typer.Option(help="folder that servers poll; one for each model")],
+    alias: Annotated[str, typer.Option(help="registered alias to publish")] = "champion",
+    keep: Annotated[int, typer.Option(min=1, help="versions that stay in the folder")] = 3,
+) -> None:
+    """Hand the champion to servers: the next version of both variants, warm-up and examples."""
+    typer.echo(_continue(run_dir).publish(to, alias, keep))
+
+
+@app.command()
+def withdraw(
+    published: Annotated[Path, typer.Option("--from", help="folder that servers poll")],
+) -> None:
+    """Take the newest published version back: servers return to the one before."""
+    from serving_export.handoff import withdraw as take_back
+
+    taken, left = take_back(published)
+    typer.echo(f"withdrew version {taken} from {published}; servers return to version {left}")
+
+
+@app.command()
 def configs(
     name: Annotated[str | None, typer.Argument(help="print this one")] = None,
 ) -> None:

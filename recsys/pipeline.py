@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from recsys.artifacts import (
@@ -212,6 +213,25 @@ class Run:
         """
         shown = self._ask(f"{self.config.registry.model}@{alias}", user, k)
         return "\n".join(recommendation_lines(shown))
+
+    def publish(self, directory: Path, alias: str, keep: int) -> str:
+        """Publish a registered version of this run's model for servers, tell where.
+
+        Raises:
+            ArtifactError: there is no such version, it has another schema than this run's data, or
+                it does not answer as its signatures say.
+        """
+        from serving_export.handoff import VARIANTS, publish
+        from serving_export.registry import describe, download, resolve
+
+        self._connect_registry()
+        data = self.load("prepare", PreparedData)
+        chosen = resolve(f"{self.config.registry.model}@{alias}")
+        with TemporaryDirectory() as folder:
+            copies = {v: download(chosen, Path(folder) / v, f"artifacts/{v}") for v in VARIANTS}
+            number = publish(copies, data, describe(chosen), directory, keep)
+        places = "\n".join(f"{v:10} {directory / v / str(number)}" for v in VARIANTS)
+        return f"published  {chosen.uri} as version {number}\n{places}"
 
     def _ask(self, model: str, user: str | None, k: int) -> list[Recommendation]:
         """Ask a registered model for one user, or for a few that have a history."""

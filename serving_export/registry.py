@@ -107,6 +107,17 @@ def resolve(reference: str) -> ModelVersion:
     return ModelVersion(name, str(found.version))
 
 
+def describe(model: ModelVersion) -> dict[str, str]:
+    """Tell what a version is and what made it: `name`, `version`, `run_id`, `digest`."""
+    found = MlflowClient().get_model_version(model.name, model.version)
+    return {
+        "name": model.name,
+        "version": model.version,
+        "run_id": found.run_id or "",
+        "digest": found.tags.get("digest", ""),
+    }
+
+
 def download(model: ModelVersion, directory: Path, part: str = "") -> Path:
     """Copy a version, or a `part` of it such as `artifacts/exact`, to `directory`; once."""
     if not directory.is_dir():

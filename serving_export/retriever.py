@@ -46,10 +46,11 @@ class Retriever(tf.Module):
 
     - `recommend`, also `serving_default`: the query and context features by name, string, float32
       or int64 `[batch]`, a history string `[batch, any]` oldest first padded with "", a vector
-      float32 `[batch, dim]`, zeros when missing; `k` int32 `[]`; `exclusions` string
-      `[batch, any]`, ids not to return, padded with "". Gives `ids` string and `scores` float32,
-      `[batch, min(k, N)]`, best first; where fewer than k candidates are left, id "" and score
-      -inf at the end.
+      float32 `[batch, dim]`, zeros when missing; `k` int32 `[]`, or `[batch]`, which is how a
+      server passes on requests that are written row by row; `exclusions` string `[batch, any]`,
+      ids not to return, padded with "". Gives `ids` string and `scores` float32,
+      `[batch, min(largest k, N)]`, best first; where a query wants fewer, or fewer candidates are
+      left, id "" and score -inf at the end.
     - `embed_query`, `embed_candidate`: raw features to `embedding` float32 `[batch, dim]`, and of
       queries `repeat` float32 `[batch, length]` if the towers give it.
 
@@ -104,7 +105,7 @@ class Retriever(tf.Module):
         """Trace every signature; what `tf.saved_model.save` takes."""
         query = raw_signature(self._schema.query)
         request = query | {
-            "k": tf.TensorSpec([], tf.int32, "k"),
+            "k": tf.TensorSpec(None, tf.int32, "k"),
             "exclusions": tf.TensorSpec([None, None], tf.string, "exclusions"),
         }
         candidate = raw_signature(self._schema.candidate)
@@ -140,10 +141,10 @@ class Retriever(tf.Module):
         return {"embedding": self._towers.signatures["embed_candidate"](**features)["embedding"]}
 
     def recommend(self, /, **request: tf.Tensor) -> Tensors:
-        """Answer `ids` and `scores`, `[batch, min(k, N)]`."""
+        """Answer `ids` and `scores`, `[batch, min(largest k, N)]`."""
         features = {f.name: request[f.name] for f in self._schema.query}
         excluded = self._excluded_rows(features, request["exclusions"])
-        k = tf.clip_by_value(request["k"], 0, self._size)
+        k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
         query = self.embed_query(**features)
         spare = tf.shape(excluded)[1] + (tf.shape(query["repeat"])[1] if "repeat" in query else 0)
         # Even if every excluded item is among the best, k others are. ScaNN refuses to find none.
@@ -157,6 +158,8 @@ class Retriever(tf.Module):
             rows, scores = self._with_repeats(rows, scores, query, self._seen_rows(features, cold))
         dropped = self._contains(excluded, rows) | tf.math.is_nan(scores)
         scores, order = tf.math.top_k(tf.where(dropped, -np.inf, scores), k)
+        wanted = tf.range(k) < tf.reshape(request["k"], [-1, 1])
+        scores = tf.where(wanted, scores, -np.inf)
         ids = tf.gather(self._ids, tf.gather(rows, order, batch_dims=1))
         return {"ids": tf.where(tf.math.is_inf(scores), "", ids), "scores": scores}
 

@@ -144,11 +144,18 @@ def _describe(function: Any) -> dict[str, Any]:
     inputs = function.structured_input_signature[1]
     return {
         kind: {
-            name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+            name: {"dtype": spec.dtype.name, "shape": _shape(spec)}
             for name, spec in sorted(specs.items())
         }
         for kind, specs in (("inputs", inputs), ("outputs", function.structured_outputs))
     }
+
+
+def _shape(spec: tf.TensorSpec) -> list[int | None] | None:
+    """Dimensions, None for one of any size; None where even their number is free."""
+    dimensions: list[int | None] | None
+    dimensions = None if spec.shape.rank is None else spec.shape.as_list()
+    return dimensions
 
 
 def _contract(data: PreparedData, index: IndexReport, num_candidates: int) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def verify(
     exclusions[::2] = b""
     scores[np.arange(1, len(scores), 2), best[1::2]] = -np.inf
     requests = expectation.queries | {"exclusions": exclusions, "k": np.int32(index.k)}
-    answers = _ask(variants, requests)
+    answers = ask(variants, requests)
     parity = {
         "exact": _equal(expectation.corpus, scores, answers["exact"]),
         "scann": _recall(expectation.corpus, scores, answers["scann"]),
@@ -133,7 +133,7 @@ def verify(
     return parity
 
 
-def _ask(
+def ask(
     variants: Mapping[str, Path], request: Mapping[str, NDArray[Any]]
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Answers (`ids`, `scores`) by variant, from a process that knows nothing of this package."""

@@ -47,6 +47,8 @@ def test_help_lists_the_steps_and_loads_nothing_heavy():
         "promote",
         "score",
         "tune",
+        "publish",
+        "withdraw",
     ):
         assert step in text
 

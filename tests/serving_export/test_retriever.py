@@ -119,6 +119,15 @@ def test_k_is_chosen_by_the_caller(model, tiny, k, width):
     assert np.isfinite(scores).all()
 
 
+def test_each_query_may_want_a_number_of_its_own(model, tiny):
+    histories = [[tiny.item(1)], [tiny.item(2)], []]
+    whole, their_scores = tiny.ask(model, histories, k=6)
+    ids, scores = tiny.ask(model, histories, k=[2, 6, 0])
+    assert ids == [whole[0][:2] + [""] * 4, whole[1], [""] * 6]
+    np.testing.assert_allclose(scores[1], their_scores[1], rtol=1e-6)
+    assert np.isneginf(scores[2]).all()
+
+
 def test_a_longer_list_begins_with_the_shorter(model, tiny):
     (longer,), _ = tiny.ask(model, [[tiny.item(3)]], k=30)
     (shorter,), _ = tiny.ask(model, [[tiny.item(3)]], k=4)

@@ -56,13 +56,13 @@ def test_scores_know_cold_queries_and_seen_items(expectation):
 
 def test_other_answers_than_the_exact_ones_are_refused(expectation, variants, monkeypatch):
     answers = []
-    ask = module._ask
+    ask = module.ask
 
     def ask_once(*request):
         answers[:] = answers or [ask(*request)]
         return answers[0]
 
-    monkeypatch.setattr(module, "_ask", ask_once)
+    monkeypatch.setattr(module, "ask", ask_once)
     embedded = {"embedding": -expectation.embedded["embedding"]}
     turned = dataclasses.replace(expectation, embedded=embedded)
     with pytest.raises(ArtifactError, match=r"exact SavedModel.* gives 0\.\d+ of the expected"):
