@@ -284,6 +284,7 @@ class Run:
             directory,
             self.tracker.run_id,
             self.tracker.follow_curves,
+            self.tracker.system_metrics,
             folder=directory,
             spark=lambda: self.spark,
             saved=lambda: saved(directory),

@@ -70,6 +70,7 @@ def start(short, prepared, tmp_path):
         with (tmp_path / "fit.log").open("w") as log:
             process = subprocess.Popen(
                 [RECSYS, "fit", "--run-dir", folder],
+                env=os.environ | {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -132,6 +133,7 @@ def finish(process, model, tmp_path, undisturbed):
     run = client.get_run(trained.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["recsys.spark_application"].startswith(("local-", "app-"))
+    assert run.data.metrics["system/cpu_utilization_percentage"] > 0
     attempts = sorted((model / "launch").iterdir())
     assert len(attempts) == 2, told
     assert "restart 1 in 1 s" in told

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def fit(
     directory: Path,
     mlflow_run_id: str | None = None,
     log_curves: LogCurves = lambda curves: None,
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TrainedModel:
     """Train to the best validation epoch and save the towers; resume where a killed one stopped.
 
@@ -65,10 +67,22 @@ def fit(
         mlflow_run_id: noted in the manifest.
         log_curves: called by the chief alone after each epoch, once its checkpoint exists, and
             after a restart: with the metrics of all epochs so far, so it must log none twice.
+        watched: entered by the chief for as long as it works, to log what that takes.
 
     Raises:
         ArtifactError: the data were prepared for other features, or a shard is corrupt.
     """
+    with watched() if is_chief() else nullcontext():
+        return _fit(config, data, directory, mlflow_run_id, log_curves)
+
+
+def _fit(
+    config: RunConfig,
+    data: PreparedData,
+    directory: Path,
+    mlflow_run_id: str | None,
+    log_curves: LogCurves,
+) -> TrainedModel:
     _check_schema(config, data)
     # The same seed must give the same model, also after a restart in the middle.
     tf.keras.utils.set_random_seed(config.seed)

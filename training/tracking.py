@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
@@ -152,6 +154,25 @@ class Tracker:
             # A training is worth more than its log.
             told = str(error).split("\n", 1)[0]
             logger.warning("metrics are kept until MLflow can be used again: %s", told)
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Log what the block takes of this machine as `system/...`: CPU, memory, network, GPU.
+
+        Steps go on where a process before this one has stopped. The thread that logs ends with the
+        block, or when MLflow cannot be used.
+        """
+        try:
+            monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
+            monitor.start()
+        except Exception as error:
+            logger.warning("system metrics are not logged: %s", error)
+            yield
+            return
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def _steps(self, name: str) -> set[int]:
         """Steps at which a metric has been logged, by this process or by one before it."""

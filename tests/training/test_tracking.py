@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -128,6 +129,24 @@ def test_a_server_that_is_away_during_a_fit_costs_no_epoch(
             tracker.run_id, name.replace("@", "_at_")
         )
         assert [(m.step, m.value) for m in history] == list(enumerate(curve, 1))
+
+
+def test_system_metrics_go_on_where_they_stopped(tracker, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    client = MlflowClient(tracker.uri)
+
+    def steps():
+        history = client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
+        return [metric.step for metric in history]
+
+    for _ in range(2):
+        before, deadline = len(steps()), time.monotonic() + 60
+        with tracker.system_metrics():
+            while len(steps()) < before + 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
+    assert steps() == list(range(len(steps())))
+    assert len(steps()) >= 4
 
 
 def test_a_nested_run_is_found_again_by_its_token(tracker):
