@@ -210,10 +210,17 @@ class Cluster(Section):
     min_workers: int | None = Field(
         None, ge=1, description="go on with so few if the cluster has shrunk; all if empty"
     )
-    max_restarts: int = Field(10, ge=0, description="after lost workers, per fit")
+    max_restarts: int = Field(
+        10, ge=0, description="after lost workers or outages, in a row without a newer checkpoint"
+    )
     restart_seconds: float = Field(5, ge=0, description="wait before a restart, doubled each time")
     heartbeat_timeout_seconds: float = Field(
         60, ge=5, description="without a sign of life a worker counts as frozen"
+    )
+    progress_timeout_seconds: float = Field(
+        1800,
+        ge=1,
+        description="without a finished step or validation batch a worker counts as hung",
     )
     master: str | None = Field("local[*]", description="Spark master; empty inside a Spark cluster")
     spark: dict[str, str] = Field({}, description="further Spark settings")

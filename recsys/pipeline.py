@@ -169,7 +169,11 @@ class Run:
         try:
             yield
         except BaseException:
-            self._close_tracker("FAILED")
+            try:
+                self._close_tracker("FAILED")
+            except Exception as error:
+                # The first error is the one to be seen.
+                logger.warning("the MLflow run could not be marked as failed: %s", error)
             raise
         self._close_tracker("FINISHED")
 
@@ -284,7 +288,7 @@ class Run:
 
     def _fit(self, directory: Path) -> None:
         from training.distribute import launch
-        from training.fit import fit
+        from training.fit import fit, saved
 
         # Executors have another working directory.
         directory = directory.resolve()
@@ -292,17 +296,21 @@ class Run:
         self.tracker.log_config(self.config)
         if self.config.cluster.kind == "spark":
             self.tracker.log_application(self.spark.sparkContext.applicationId)
-        launch(
+        model = launch(
             fit,
             self.config.cluster,
             self.config,
             data,
             directory,
             self.tracker.run_id,
-            self.tracker.log_metrics,
+            self.tracker.follow_curves,
+            self.tracker.system_metrics,
             folder=directory,
             spark=lambda: self.spark,
+            saved=lambda: saved(directory),
         )
+        # What the chief could not log while MLflow was away.
+        self.tracker.log_curves(model.curves)
 
     def _evaluate(self, directory: Path) -> None:
         from training.evaluate import evaluate

@@ -70,6 +70,7 @@ def start(short, prepared, tmp_path):
         with (tmp_path / "fit.log").open("w") as log:
             process = subprocess.Popen(
                 [RECSYS, "fit", "--run-dir", folder],
+                env=os.environ | {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -132,6 +133,7 @@ def finish(process, model, tmp_path, undisturbed):
     run = client.get_run(trained.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["recsys.spark_application"].startswith(("local-", "app-"))
+    assert run.data.metrics["system/cpu_utilization_percentage"] > 0
     attempts = sorted((model / "launch").iterdir())
     assert len(attempts) == 2, told
     assert "restart 1 in 1 s" in told
@@ -158,6 +160,29 @@ def test_it_ends_as_if_nothing_had_happened(
     log, told = finish(process, model, tmp_path, undisturbed)
     assert re.search(cause, told)
     assert "resume after epoch 2, step " in log
+
+
+@pytest.mark.spark
+def test_a_full_disk_is_waited_for(start, tmp_path, undisturbed):
+    disk = tmp_path / "runs" / "planted" / "model" / "checkpoints"
+    disk.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        process, model = start(LOCAL)
+        wait_for((disk / "epoch-0001/state.json").is_file, process, tmp_path)
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match="No space left"), ballast.open("wb", 0) as stream:
+            while True:
+                stream.write(b"x" * 4096)
+        told = tmp_path / "fit.log"
+        wait_for(lambda: "restart 1 in 1 s" in told.read_text(), process, tmp_path)
+        ballast.unlink()
+        _, told = finish(process, model, tmp_path, undisturbed)
+        assert re.search(r"restart 1 in 1 s: worker 0 on .*No space left on device", told)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.spark

@@ -23,11 +23,14 @@ DONE = "done"
 
 
 class WorkersLost(RuntimeError):
-    """Workers died, froze or lost each other; another attempt may succeed."""
+    """Workers died, froze, or lost each other or the storage; another attempt may succeed."""
 
 
 class WorkerError(RuntimeError):
     """The launched function raised in a worker; another attempt would fail alike."""
+
+
+FailureKind = Literal["error", "peer", "lost", "outage"]
 
 
 class Failure(BaseModel):
@@ -35,14 +38,14 @@ class Failure(BaseModel):
 
     Attributes:
         kind: `error`: the function raised. `peer`: a collective broke, as another worker is gone.
-            `lost`: the process died or froze.
+            `lost`: the process died or froze. `outage`: storage, network or a device failed it.
         message: one line.
         trace: of the worker, where it could tell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["error", "peer", "lost"]
+    kind: FailureKind
     rank: int
     host: str
     log: Path
@@ -129,12 +132,13 @@ class Attempt:
             Failure.model_validate_json(file.read_bytes())
             for file in sorted(self.folder.glob("rank-*.failure.json"))
         ]
-        lost = [failure for failure in failures if failure.kind == "lost"]
-        errors = [failure for failure in failures if failure.kind == "error"]
+        kinds: tuple[FailureKind, ...] = ("lost", "error", "outage", "peer")
+        by_kind = {k: [failure for failure in failures if failure.kind == k] for k in kinds}
         # Whoever saw a worker die may have raised anything; so the dead come first.
-        if errors and not lost:
-            return WorkerError(f"{errors[0]}\n{errors[0].trace}")
-        return WorkersLost(_listed(lost or failures) or told)
+        cause = next((found for found in by_kind.values() if found), [])
+        if cause and cause[0].kind == "error":
+            return WorkerError(f"{cause[0]}\n{cause[0].trace}")
+        return WorkersLost(_listed(cause) or told)
 
 
 def _listed(failures: Sequence[Failure]) -> str:

@@ -15,22 +15,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from pyspark import BarrierTaskContext
 
+from recsys.config import Cluster
 from training.attempt import DONE, Attempt, Failure
+from training.session import job_group
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 #: What workers need of the driver's environment: where to track, and how to get at storage.
 _FORWARDED = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "TF_", "NCCL_")
+#: A chief whose tracking server is away shall train on, and not try for minutes as MLflow would.
+_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 #: Spark may take a while to start the tasks, and so may the import of TensorFlow.
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.5
@@ -38,11 +41,10 @@ _POLL_SECONDS = 0.5
 _SILENT_SECONDS = 5.0
 #: How long TensorFlow may take to shut down after the work is done.
 _EXIT_SECONDS = 60.0
-_JOB_GROUP = "spark.jobGroup.id"
 
 
 def run_workers(
-    spark: SparkSession, call: bytes, attempt: Attempt, workers: int, timeout: float
+    spark: SparkSession, call: bytes, attempt: Attempt, workers: int, cluster: Cluster
 ) -> None:
     """Run the pickled `(function, args)` in so many workers at once; return when all are done.
 
@@ -51,36 +53,35 @@ def run_workers(
         call: see `training.worker`.
         attempt: its folder is shared with all executors.
         workers: barrier tasks.
-        timeout: seconds without a sign of life after which a worker counts as frozen.
+        cluster: section of the config; says when a worker counts as frozen, and when as stuck.
 
     Raises:
         WorkerError: the function raised in a worker.
-        WorkersLost: a worker died, froze, or its executor was lost.
+        WorkersLost: a worker died, froze, hung, met an outage, or its executor was lost.
     """
     context = spark.sparkContext
     forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
-    task = partial(_task, call=call, folder=attempt.folder, forwarded=forwarded)
-    group, callers = f"recsys-{uuid4().hex}", context.getLocalProperty(_JOB_GROUP)
-    context.setJobGroup(group, f"{workers} training workers", interruptOnCancel=True)
-    watch = _Watch(attempt, workers, timeout, lambda: context.cancelJobGroup(group))
-    try:
-        with watch:
-            context.parallelize(range(workers), workers).barrier().mapPartitions(task).collect()
-    except Exception as error:
-        attempt.abandon()
-        # TensorFlow may notice a frozen worker first; then all that is known is that others failed.
-        watch.note_silent(_SILENT_SECONDS)
-        # Spark knows of exit codes and lost executors only, and wraps them in pages of trace.
-        lines = str(error).strip().splitlines()
-        told = " ".join(line for line in lines if not line.startswith("\tat "))
-        raise attempt.diagnosis(told[:2000]) from error
-    except BaseException:
-        # Whoever interrupts the driver does not want workers that go on.
-        attempt.abandon()
-        context.cancelJobGroup(group)
-        raise
-    finally:
-        context.setLocalProperty(_JOB_GROUP, callers)
+    patience = cluster.progress_timeout_seconds
+    task = partial(_task, call, attempt.folder, patience, forwarded)
+    with job_group(spark, f"{workers} training workers") as cancel:
+        watch = _Watch(attempt, workers, cluster.heartbeat_timeout_seconds, cancel)
+        try:
+            with watch:
+                context.parallelize(range(workers), workers).barrier().mapPartitions(task).collect()
+        except Exception as error:
+            attempt.abandon()
+            # TensorFlow may notice a frozen worker first; then all that is known is that others
+            # failed.
+            watch.note_silent(_SILENT_SECONDS)
+            # Spark knows of exit codes and lost executors only, and wraps them in pages of trace.
+            lines = str(error).strip().splitlines()
+            told = " ".join(line for line in lines if not line.startswith("\tat "))
+            raise attempt.diagnosis(told[:2000]) from error
+        except BaseException:
+            # Whoever interrupts the driver does not want workers that go on.
+            attempt.abandon()
+            cancel()
+            raise
 
 
 class _Watch:
@@ -133,7 +134,7 @@ class _Watch:
 
 
 def _task(
-    _rows: Iterable[int], call: bytes, folder: Path, forwarded: Mapping[str, str]
+    call: bytes, folder: Path, patience: float, forwarded: Mapping[str, str], _rows: Iterable[int]
 ) -> Iterator[None]:
     """Be the Spark task of one worker: start it with its place in the cluster, wait for it."""
     context = BarrierTaskContext.get()
@@ -143,7 +144,9 @@ def _task(
         addresses = context.allGather(f"{host}:{port}")
         place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         cluster = {"TF_CONFIG": json.dumps(place)}
-        code = _run(call, attempt, rank, os.environ | forwarded | _own(context) | cluster)
+        environment = {**_BRIEF, **os.environ, **forwarded, **_own(context), **cluster}
+        command = ["training.worker", str(folder), str(rank), str(patience)]
+        code = _run(command, call, attempt, rank, environment)
     # How the process ends after its work is TensorFlow's affair.
     if code and attempt.sign(rank) != DONE:
         told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -152,8 +155,10 @@ def _task(
     return iter(())
 
 
-def _run(call: bytes, attempt: Attempt, rank: int, environment: Mapping[str, str]) -> int:
-    command = [sys.executable, "-P", "-m", "training.worker", str(attempt.folder), str(rank)]
+def _run(
+    module: Sequence[str], call: bytes, attempt: Attempt, rank: int, environment: Mapping[str, str]
+) -> int:
+    command = [sys.executable, "-P", "-m", *module]
     with attempt.log(rank).open("ab") as log, tempfile.TemporaryFile() as handed:
         handed.write(call)
         handed.seek(0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tensorflow as tf
@@ -19,10 +19,15 @@ from tqdm import tqdm
 
 from recsys.artifacts import ArtifactError, write_atomically
 from training.chief import from_chief, is_chief, wait_for_chief
+from training.progress import advance
 
 logger = logging.getLogger(__name__)
 
+#: Values of each metric by epoch, the first epoch first.
+Curves = Mapping[str, Sequence[float]]
+LogCurves = Callable[[Curves], None]
 _STATE = "state.json"
+_UNREADABLE = (tf.errors.OpError, OSError, ValueError)
 
 
 class FitState(BaseModel):
@@ -80,24 +85,39 @@ class Checkpoints(tf.keras.callbacks.Callback):
     def restore(self, model: tf.keras.Model) -> FitState:
         """Load the newest checkpoint into the model and its optimizer, if there is one.
 
+        The chief chooses for all workers: replicas that start apart stay apart.
+
         Raises:
-            ArtifactError: there are checkpoints, but none can be read.
+            ArtifactError: there are checkpoints, but the chief can read none.
+            OSError: this worker cannot read what the chief has read.
         """
+        if is_chief():
+            self._load_newest(model)
+        told = from_chief({"epoch": self.state.epoch, "step": self.state.step})
+        chosen = FitState(epoch=int(told["epoch"]), step=int(told["step"]))
+        if chosen.folder != self.state.folder:
+            folder = self._directory / chosen.folder
+            try:
+                self._load(model, folder)
+            except _UNREADABLE as error:
+                raise OSError(f"the chief reads {folder}, this worker cannot: {error}") from error
+        return self.state
+
+    def _load_newest(self, model: tf.keras.Model) -> None:
         folders = sorted((f.parent for f in self._directory.glob(f"*/{_STATE}")), reverse=True)
         for folder in folders:
             try:
                 self._load(model, folder)
-            except (tf.errors.OpError, OSError, ValueError) as error:
+            except _UNREADABLE as error:
                 logger.warning("%s cannot be read, the one before is used: %s", folder, error)
             else:
                 logger.info("resume after epoch %d, step %d", self.state.epoch, self.state.step)
-                return self.state
+                return
         if folders:
             raise ArtifactError(
                 f"none of the {len(folders)} checkpoints in {self._directory} can be read: remove "
                 "the folder to train from the beginning"
             )
-        return self.state
 
     def _load(self, model: tf.keras.Model, folder: Path) -> None:
         state = FitState.model_validate_json((folder / _STATE).read_bytes())
@@ -155,10 +175,10 @@ class Checkpoints(tf.keras.callbacks.Callback):
     def _own_folder(self, state: FitState) -> Iterator[Path]:
         if is_chief():
             folder = self._directory / state.folder
-            folder.mkdir(parents=True, exist_ok=True)
             # A damaged one of this name must not look finished while it is replaced.
             (folder / _STATE).unlink(missing_ok=True)
-            yield folder
+            with _removed_on_error(folder):
+                yield folder
         else:
             with tempfile.TemporaryDirectory() as unshared:
                 yield Path(unshared)
@@ -172,6 +192,31 @@ class Checkpoints(tf.keras.callbacks.Callback):
         for folder in self._directory.glob("epoch-*"):
             if folder.name not in kept and folder.name < newest:
                 shutil.rmtree(folder)
+
+
+def newest_checkpoint(directory: Path) -> str:
+    """Name of the newest checkpoint under a folder, greater than those of older ones.
+
+    Empty without one, or while the storage fails.
+
+    Checkpoints of a refit, in a folder of their own in there, are newer than all others.
+    """
+    with suppress(OSError):
+        found = directory.rglob(f"epoch-*/{_STATE}")
+        return max((str(file.parent.relative_to(directory)) for file in found), default="")
+    return ""
+
+
+@contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    """Make an empty folder, and remove it when what fills it fails: the disk may be full."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _epoch_folder(epoch: int) -> str:
@@ -193,24 +238,36 @@ class Validation(tf.keras.callbacks.Callback):
 
 
 class EpochLog(tf.keras.callbacks.Callback):
-    """Hand each epoch's metrics to the log and to the experiment tracker, by the chief."""
+    """Hand the metrics of finished epochs to the log and to the experiment tracker, by the chief.
 
-    def __init__(self, log_metrics: Callable[[dict[str, float], int], None]) -> None:
+    It comes after the checkpoints, whose curves it hands out as a whole: what a killed process, or
+    a tracker that was away, has left out of them is made up for by the next call.
+
+    Args:
+        checkpoints: hold the curves.
+        log_curves: gets all epochs so far, also those that it has had.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, log_curves: LogCurves) -> None:
         super().__init__()
-        self._log_metrics = log_metrics
+        self._checkpoints = checkpoints
+        self._log_curves = log_curves
+
+    def catch_up(self) -> None:
+        """Hand out what there is, after a restart."""
+        if is_chief() and self._checkpoints.state.curves:
+            self._log_curves(self._checkpoints.state.curves)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Log under the number of the epoch, counted from 1."""
-        if not is_chief():
-            return
-        metrics = dict(logs or {})
-        text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        logger.info("epoch %d: %s", epoch + 1, text)
-        self._log_metrics(metrics, epoch + 1)
+        if is_chief():
+            text = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+            logger.info("epoch %d: %s", epoch + 1, text)
+        self.catch_up()
 
 
 class Progress(tf.keras.callbacks.Callback):
-    """A progress bar of the steps, when a person watches."""
+    """Word of each step to who watches for a hang, and a progress bar to a person who watches."""
 
     def __init__(self, steps_per_epoch: int) -> None:
         super().__init__()
@@ -224,6 +281,7 @@ class Progress(tf.keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Advance by one step."""
+        advance()
         self._bar.update()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -31,6 +31,7 @@ def launch(
     *args: Any,
     folder: Path,
     spark: Callable[[], SparkSession],
+    saved: Callable[[], str] = str,
 ) -> M:
     """Call `fn(*args)` with the strategy of `cluster.kind` in scope, on every worker that it has.
 
@@ -51,6 +52,7 @@ def launch(
         folder: receives logs and signs of life of Spark's workers, in `launch/`; shared by driver
             and executors.
         spark: gives the session, if it is needed.
+        saved: names what `fn` has saved so far, ever greater; restarts count anew when it grows.
 
     Returns:
         What the chief returned.
@@ -59,7 +61,7 @@ def launch(
         ValueError: workers cannot import `fn`.
         ClusterError: the cluster cannot run it, found before it starts.
         WorkerError: `fn` raised in a worker.
-        WorkersLost: workers were lost more often than `cluster.max_restarts` allows.
+        WorkersLost: workers were lost, or met outages, more often than `cluster.max_restarts`.
     """
     match cluster.kind:
         case "local":
@@ -72,7 +74,7 @@ def launch(
             session = spark()
             restarts = itertools.count()
             return supervise(
-                lambda: _attempt(session, call, cluster, folder, next(restarts)), cluster
+                lambda: _attempt(session, call, cluster, folder, next(restarts)), cluster, saved
             )
 
 
@@ -91,7 +93,7 @@ def _attempt(
         raise WorkersLost(str(error)) from error
     attempt = Attempt.next_in(folder.resolve() / "launch")
     logger.info("%d workers start; the log of the chief is %s", workers, attempt.log(0))
-    run_workers(spark, call, attempt, workers, cluster.heartbeat_timeout_seconds)
+    run_workers(spark, call, attempt, workers, cluster)
     return attempt.result()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,23 @@ from recsys.model_config import Train
 from recsys.models.retrieval import TwoTower
 from recsys.ranks import DotProduct, rank_queries
 from recsys.sequences import WHOLE, Order, Share, training_batches
-from training.callbacks import Checkpoints, EpochLog, FitState, Progress, Validation
+from training.callbacks import (
+    Checkpoints,
+    EpochLog,
+    FitState,
+    LogCurves,
+    Progress,
+    Validation,
+    newest_checkpoint,
+)
 from training.chief import is_chief, wait_for_chief
+from training.progress import advance
 
 logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 4096
 _ENDLESS = tf.data.INFINITE_CARDINALITY
 _SECONDS_PER_DAY = 86_400
-LogMetrics = Callable[[dict[str, float], int], None]
 
 
 def fit(
@@ -42,7 +51,8 @@ def fit(
     data: PreparedData,
     directory: Path,
     mlflow_run_id: str | None = None,
-    log_metrics: LogMetrics = lambda metrics, step: None,
+    log_curves: LogCurves = lambda curves: None,
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TrainedModel:
     """Train to the best validation epoch and save the towers; resume where a killed one stopped.
 
@@ -55,11 +65,24 @@ def fit(
         directory: receives `checkpoints/`, `towers/` and the manifest; shared by all workers, of
             which the chief alone writes.
         mlflow_run_id: noted in the manifest.
-        log_metrics: called after each epoch with its metrics and its number, by the chief alone.
+        log_curves: called by the chief alone after each epoch, once its checkpoint exists, and
+            after a restart: with the metrics of all epochs so far, so it must log none twice.
+        watched: entered by the chief for as long as it works, to log what that takes.
 
     Raises:
         ArtifactError: the data were prepared for other features, or a shard is corrupt.
     """
+    with watched() if is_chief() else nullcontext():
+        return _fit(config, data, directory, mlflow_run_id, log_curves)
+
+
+def _fit(
+    config: RunConfig,
+    data: PreparedData,
+    directory: Path,
+    mlflow_run_id: str | None,
+    log_curves: LogCurves,
+) -> TrainedModel:
     _check_schema(config, data)
     # The same seed must give the same model, also after a restart in the middle.
     tf.keras.utils.set_random_seed(config.seed)
@@ -71,9 +94,12 @@ def fit(
         directory / "checkpoints", train.monitor, train.patience, train.checkpoint_steps
     )
     state = checkpoints.restore(model)
+    log = EpochLog(checkpoints, log_curves)
+    log.catch_up()
     if not state.stopped and state.epoch < train.epochs:
+        around = [Validation(lambda: inputs.validate(model)), checkpoints, log]
         with named_corruption(data, data.train):
-            _train(model, inputs, checkpoints, log_metrics)
+            _run(model, inputs, [data.train], train.epochs, checkpoints, around)
     state = checkpoints.restore_best(model)
     best = state.best(train.monitor)
     logger.info("best epoch %d: %s %.4f", state.best_epoch, train.monitor, best)
@@ -85,6 +111,11 @@ def fit(
         manifest.save()
     wait_for_chief()
     return manifest
+
+
+def saved(directory: Path) -> str:
+    """Name of the newest checkpoint of the training in `directory`; grows as it gets on."""
+    return newest_checkpoint(directory / "checkpoints")
 
 
 class _Inputs:
@@ -153,7 +184,10 @@ class _Inputs:
     def validate(self, model: TwoTower) -> dict[str, float]:
         """Metrics of the validation examples over the whole corpus, exactly."""
         raw = raw_batches(self.data, self.data.validation, _VALIDATION_BATCH)
-        parts = [model.embed_queries(self.encoder(batch)) for batch in raw]
+        parts = []
+        for batch in raw:
+            parts.append(model.embed_queries(self.encoder(batch)))
+            advance()
         queries = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         ranking = rank_queries(
             "validation",
@@ -172,13 +206,6 @@ class _Inputs:
         return {name: float(values.mean()) for name, values in per_query(ranking.rank, [k]).items()}
 
 
-def _train(
-    model: TwoTower, inputs: _Inputs, checkpoints: Checkpoints, log_metrics: LogMetrics
-) -> None:
-    before = [Validation(lambda: inputs.validate(model)), EpochLog(log_metrics)]
-    _run(model, inputs, [inputs.data.train], inputs.config.train.epochs, checkpoints, before)
-
-
 def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
     """Train a new model on training and validation labels, for as many epochs as were best."""
     splits = [inputs.data.train, inputs.data.recent]
@@ -189,7 +216,7 @@ def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
     logger.info("refit on training and validation labels: %d epochs", epochs)
     if state.epoch < epochs:
         with named_corruption(inputs.data, *splits):
-            _run(model, inputs, splits, epochs, checkpoints)
+            _run(model, inputs, splits, epochs, checkpoints, [checkpoints])
     return model
 
 
@@ -199,9 +226,9 @@ def _run(
     splits: Sequence[Sequences],
     last: int,
     checkpoints: Checkpoints,
-    before: Sequence[tf.keras.callbacks.Callback] = (),
+    callbacks: Sequence[tf.keras.callbacks.Callback],
 ) -> None:
-    """Train up to the `last` epoch from where the checkpoints are; `before` run before they do."""
+    """Train up to the `last` epoch from where the checkpoints are, which are among `callbacks`."""
     strategy = tf.distribute.get_strategy()
     for epochs, skip in _parts(checkpoints.state, last):
         if checkpoints.state.stopped:
@@ -222,7 +249,7 @@ def _run(
             epochs=epochs.stop,
             steps_per_epoch=steps,
             verbose=0,
-            callbacks=[Progress(steps), *before, checkpoints],
+            callbacks=[Progress(steps), *callbacks],
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ from uuid import uuid4
 
 from recsys.config import Cluster
 from training.attempt import WorkersLost
+from training.session import job_group
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
 
+#: Imports nothing heavy, so it is a matter of seconds; starting executors is not in it.
+_PROBE_SECONDS = 120.0
 #: A lost executor is replaced in that time, if it is at all.
 _SLOT_SECONDS = 60.0
 
@@ -50,6 +54,12 @@ def check_cluster(spark: SparkSession, cluster: Cluster, folder: Path) -> int:
         raise ClusterError(
             "cluster.kind=spark needs all workers at once, which Spark refuses under dynamic "
             "allocation: set spark.dynamicAllocation.enabled=false"
+        )
+    gpus = _gpus_per_task(spark)
+    if gpus and gpus % 1:
+        raise ClusterError(
+            f"spark.task.resource.gpu.amount={gpus:g} makes workers share a GPU, which NCCL "
+            "refuses and which gains nothing: set it to 1 or more"
         )
     workers = _workers_with_slots(spark, cluster)
     _check_executors(spark, workers, folder)
@@ -87,18 +97,56 @@ def _check_executors(spark: SparkSession, workers: int, folder: Path) -> None:
     look = _looking(str(token))
     try:
         own = next(look([]))
-        reports = (
-            spark.sparkContext.parallelize(range(workers), workers)
-            .barrier()
-            .mapPartitions(look)
-            .collect()
-        )
-    except Exception as error:
-        raise _explained(error) from error
+        reports = _probed(spark, look, workers)
     finally:
         token.unlink()
     for report in sorted(reports, key=lambda report: report["host"]):
         _check_report(report, own, folder)
+    if _gpus_per_task(spark) is None:
+        _warn_of_idle_gpus(reports)
+
+
+def _probed(
+    spark: SparkSession, look: Callable[[Iterable[int]], Iterator[dict[str, str]]], workers: int
+) -> list[dict[str, str]]:
+    """Reports of so many tasks, or a clear word when they take too long."""
+    late = threading.Event()
+    with job_group(spark, "check of the cluster") as cancel:
+
+        def end() -> None:
+            late.set()
+            cancel()
+
+        timer = threading.Timer(_PROBE_SECONDS, end)
+        timer.start()
+        try:
+            tasks = spark.sparkContext.parallelize(range(workers), workers).barrier()
+            return tasks.mapPartitions(look).collect()
+        except Exception as error:
+            if late.is_set():
+                raise ClusterError(
+                    f"executors have not answered within {_PROBE_SECONDS:.0f} s: a mount of theirs "
+                    "may hang, or their Python may not start; Spark's log of the executors tells"
+                ) from error
+            raise _explained(error) from error
+        finally:
+            timer.cancel()
+
+
+def _gpus_per_task(spark: SparkSession) -> float | None:
+    amount = spark.sparkContext.getConf().get("spark.task.resource.gpu.amount")
+    return float(amount) if amount else None
+
+
+def _warn_of_idle_gpus(reports: Iterable[Mapping[str, str]]) -> None:
+    idle = {report["host"]: report["gpus"] for report in reports if report["gpus"] != "0"}
+    if idle:
+        told = ", ".join(f"{gpus} on {host}" for host, gpus in sorted(idle.items()))
+        logger.warning(
+            "training uses CPUs, although there are GPUs (%s): Spark gives workers none until "
+            "spark.task.resource.gpu.amount and spark.executor.resource.gpu.amount are set",
+            told,
+        )
 
 
 def _explained(error: Exception) -> ClusterError | WorkersLost:
@@ -117,7 +165,7 @@ def _check_report(report: Mapping[str, str], own: Mapping[str, str], folder: Pat
             f"{folder} must be shared by driver and executors, but on {host}: {report['shared']}; "
             "give --run-dir a folder that all of them mount"
         )
-    for name in own.keys() - {"host", "shared"}:
+    for name in own.keys() - {"host", "shared", "gpus"}:
         if report.get(name) != own[name]:
             raise ClusterError(
                 f"{name} is {own[name]} on the driver, but {report.get(name) or 'missing'} on "
@@ -139,6 +187,7 @@ def _looking(token: str) -> Callable[[Iterable[int]], Iterator[dict[str, str]]]:
         from pathlib import Path
 
         report = {"host": socket.gethostname(), "python": platform.python_version(), "shared": ""}
+        report["gpus"] = str(len(list(Path("/dev").glob("nvidia[0-9]*"))))
         for package in ("tensorflow", "tf-keras", "tensorflow-recommenders"):
             try:
                 report[package] = version(package)

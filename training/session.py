@@ -9,8 +9,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from recsys.config import Cluster
 
@@ -111,6 +114,18 @@ def spark_session(cluster: Cluster, app_name: str) -> SparkSession:
     spark.conf.set("spark.sql.session.timeZone", settings["spark.sql.session.timeZone"])
     register(spark)
     return spark
+
+
+@contextmanager
+def job_group(spark: SparkSession, description: str) -> Iterator[Callable[[], None]]:
+    """Give the jobs of this block a group of their own, and a function that cancels them."""
+    context, key = spark.sparkContext, "spark.jobGroup.id"
+    group, callers = f"recsys-{uuid4().hex}", context.getLocalProperty(key)
+    context.setJobGroup(group, description, interruptOnCancel=True)
+    try:
+        yield lambda: context.cancelJobGroup(group)
+    finally:
+        context.setLocalProperty(key, callers)
 
 
 def _start_local(settings: dict[str, str], master: str, app_name: str) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
 from recsys.config import Cluster, RunConfig
+
+logger = logging.getLogger(__name__)
 
 _TOKEN_TAG = "recsys.run"
 _FOLDER_TAG = "recsys.run_dir"
@@ -60,6 +65,7 @@ class Tracker:
         self.uri = uri
         self.run_id = run_id
         self._client = MlflowClient(uri)
+        self._logged: dict[str, set[int]] = {}
 
     def __reduce__(self) -> tuple[type[Tracker], tuple[str, str]]:
         """Pickle as its address: the chief of a cluster opens its own connection."""
@@ -118,13 +124,62 @@ class Tracker:
             self._client.log_batch(self.run_id, params=params[start : start + _BATCH])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at a step; MLflow forbids `@` in names, so `ndcg@10` becomes `ndcg_at_10`."""
+        """Log metrics at a step."""
         now = get_current_time_millis()
-        entries = [
-            Metric(name.replace("@", "_at_"), float(value), now, step)
-            for name, value in metrics.items()
-        ]
+        entries = [Metric(_key(name), float(value), now, step) for name, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_curves(self, curves: Mapping[str, Sequence[float]]) -> None:
+        """Log the metrics of all epochs, each under its number, but those that have been logged.
+
+        Args:
+            curves: values by metric, of the first epoch first.
+        """
+        missing: dict[int, dict[str, float]] = {}
+        for name, values in curves.items():
+            for epoch, value in enumerate(values, 1):
+                if epoch not in self._steps(name):
+                    missing.setdefault(epoch, {})[name] = value
+        for epoch, metrics in sorted(missing.items()):
+            self.log_metrics(metrics, epoch)
+            for name in metrics:
+                self._steps(name).add(epoch)
+
+    def follow_curves(self, curves: Mapping[str, Sequence[float]]) -> None:
+        """As `log_curves`, but while MLflow cannot be used leave the epochs to the next call."""
+        try:
+            check_reachable(self.uri)
+            self.log_curves(curves)
+        except Exception as error:
+            # A training is worth more than its log.
+            told = str(error).split("\n", 1)[0]
+            logger.warning("metrics are kept until MLflow can be used again: %s", told)
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Log what the block takes of this machine as `system/...`: CPU, memory, network, GPU.
+
+        Steps go on where a process before this one has stopped. The thread that logs ends with the
+        block, or when MLflow cannot be used.
+        """
+        try:
+            monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
+            monitor.start()
+        except Exception as error:
+            logger.warning("system metrics are not logged: %s", error)
+            yield
+            return
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def _steps(self, name: str) -> set[int]:
+        """Steps at which a metric has been logged, by this process or by one before it."""
+        if name not in self._logged:
+            history = self._client.get_metric_history(self.run_id, _key(name))
+            self._logged[name] = {metric.step for metric in history}
+        return self._logged[name]
 
     def log_application(self, application_id: str) -> None:
         """Note the Spark application that trains; a resumed run has that of its last attempt."""
@@ -140,6 +195,11 @@ class Tracker:
             self._client.update_run(self.run_id, status=status)
         else:
             self._client.set_terminated(self.run_id, status)
+
+
+def _key(metric: str) -> str:
+    """Name in MLflow, which forbids `@`: `ndcg@10` becomes `ndcg_at_10`."""
+    return metric.replace("@", "_at_")
 
 
 def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, token: str) -> Run:

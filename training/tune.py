@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from recsys.artifacts import MANIFEST, ArtifactError, PreparedData, TrialReport, TuningReport
 from recsys.config import RunConfig
 from recsys.overrides import as_overrides, check_tunable, value_of, with_values
+from training.callbacks import Curves
 from training.fit import fit
 from training.study import Study, TuningError
 
@@ -125,15 +126,17 @@ class _Search:
         child.log_params({key: str(value) for key, value in values.items()})
         reported = set(self._study.reported(trial))
 
-        def log_metrics(metrics: dict[str, float], epoch: int) -> None:
-            # An epoch that was killed before its checkpoint is done, and comes by, again.
-            if epoch not in reported:
-                child.log_metrics(metrics, epoch)
-                trial.report(metrics[monitor], epoch)
+        def log_curves(curves: Curves) -> None:
+            child.follow_curves(curves)
+            for epoch, value in enumerate(curves[monitor], 1):
+                if epoch not in reported:
+                    trial.report(value, epoch)
+                    reported.add(epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        model = fit(config, self._data, self._directory / folder, child.run_id, log_metrics)
+        model = fit(config, self._data, self._directory / folder, child.run_id, log_curves)
+        child.log_curves(model.curves)
         value = model.curves[monitor][model.best_epoch - 1]
         child.log_metrics({f"best/{monitor}": value})
         return value

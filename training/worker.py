@@ -1,4 +1,4 @@
-"""A training process of its own beside its Spark task: `python -m training.worker ATTEMPT RANK`.
+"""A training process beside its Spark task: `python -m training.worker ATTEMPT RANK PATIENCE`.
 
 The task's own Python process may be reused by Spark, while TensorFlow joins a cluster once in the
 life of a process. What to call comes pickled by standard input, the cluster in `TF_CONFIG`.
@@ -7,6 +7,8 @@ life of a process. What to call comes pickled by standard input, the cluster in 
 from __future__ import annotations
 
 import ctypes
+import errno
+import faulthandler
 import itertools
 import logging
 import os
@@ -19,7 +21,8 @@ import traceback
 from pathlib import Path
 
 import recsys  # noqa: F401  (sets the environment that TensorFlow reads)
-from training.attempt import DONE, Attempt, Failure
+from training.attempt import DONE, Attempt, Failure, FailureKind
+from training.progress import idle_seconds
 
 #: Seconds between signs of life.
 BEAT_SECONDS = 1.0
@@ -28,11 +31,11 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Call the function under the strategy of all workers; exit with 1 if it fails."""
-    attempt, rank = Attempt(Path(sys.argv[1])), int(sys.argv[2])
+    attempt, rank, patience = Attempt(Path(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
     _die_with_the_task()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s")
     over = threading.Event()
-    living = threading.Thread(target=_live, args=[attempt, rank, over], daemon=True)
+    living = threading.Thread(target=_live, args=[attempt, rank, patience, over], daemon=True)
     living.start()
     try:
         result = _call()
@@ -62,17 +65,9 @@ def _call() -> object:
 
 
 def _failure(error: BaseException, attempt: Attempt, rank: int) -> Failure:
-    from tensorflow import errors
-
-    gone = (
-        errors.UnavailableError,
-        errors.AbortedError,
-        errors.CancelledError,
-        errors.DeadlineExceededError,
-    )
     text = str(error).strip().split("\n", 1)[0]
     return Failure(
-        kind="peer" if isinstance(error, gone) else "error",
+        kind=failure_kind(error),
         rank=rank,
         host=socket.gethostname(),
         log=attempt.log(rank),
@@ -81,18 +76,68 @@ def _failure(error: BaseException, attempt: Attempt, rank: int) -> Failure:
     )
 
 
-def _live(attempt: Attempt, rank: int, over: threading.Event) -> None:
-    """Give signs of life until it is over, and end when the driver has given the attempt up."""
+def failure_kind(error: BaseException) -> FailureKind:
+    """Tell what another attempt may mend, an outage or a lost peer, from an error of the code.
+
+    An error that was raised from another is of the other's kind, unless that is an `error`. Tried
+    again in vain, an outage ends the launch too, after `cluster.max_restarts`.
+    """
+    from tensorflow import errors
+
+    match error:
+        case (
+            errors.UnavailableError()
+            | errors.AbortedError()
+            | errors.CancelledError()
+            | errors.DeadlineExceededError()
+        ):
+            return "peer"
+        # What devices, drivers and file systems fail with. OOM, of the same code, comes again.
+        case errors.InternalError() | errors.UnknownError():
+            return "outage"
+        case errors.ResourceExhaustedError() if os.strerror(errno.ENOSPC) in str(error):
+            return "outage"
+        # A path or a URL that is wrong stays so.
+        case FileNotFoundError() | FileExistsError() | PermissionError() | ValueError():
+            return "error"
+        case IsADirectoryError() | NotADirectoryError():
+            return "error"
+        # The disk, the network, and all that `requests` raises.
+        case OSError():
+            return "outage"
+    return failure_kind(error.__cause__) if error.__cause__ else "error"
+
+
+def _live(attempt: Attempt, rank: int, patience: float, over: threading.Event) -> None:
+    """Give signs of life until it is over, the driver gives the attempt up, or nothing gets on."""
     beats = itertools.count()
     while not over.is_set():
         try:
             if attempt.is_abandoned():
                 os._exit(1)
+            if idle_seconds() > patience:
+                _end_stuck(attempt, rank)
             attempt.give_sign(rank, str(next(beats)))
         except OSError as error:
             # Shared storage may be away for a moment; the driver decides for how long.
             logging.warning("no sign of life: %s", error)
         over.wait(BEAT_SECONDS)
+
+
+def _end_stuck(attempt: Attempt, rank: int) -> None:
+    """End this process, which hangs, and leave word of where: all its stacks are in the log."""
+    faulthandler.dump_traceback()
+    told = f"no step or validation batch for {idle_seconds():.0f} s"
+    attempt.fail(
+        Failure(
+            kind="lost",
+            rank=rank,
+            host=socket.gethostname(),
+            log=attempt.log(rank),
+            message=f"{told} (cluster.progress_timeout_seconds), its stacks are in the log",
+        )
+    )
+    os._exit(1)
 
 
 def _die_with_the_task() -> None:

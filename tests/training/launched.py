@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from recsys.artifacts import Scoring
+from training.callbacks import Checkpoints
 from training.chief import from_chief, is_chief
 
 
@@ -25,6 +26,21 @@ def look_around(folder):
     return Scoring(
         directory=Path(folder), destination="x", num_users=2, k=3, name="n", model_version="1"
     )
+
+
+def restore_apart(folder):
+    """Restore where the chief sees a damaged newest checkpoint, then where the other does."""
+    rank = tf.distribute.get_strategy().cluster_resolver.task_id
+    model = tf.keras.Sequential([tf.keras.layers.Dense(1, use_bias=False)])
+    model.compile(optimizer=tf.keras.optimizers.Adagrad(0.1))
+    model.build([None, 2])
+    model.optimizer.build(model.trainable_variables)
+    views = {0: ("damaged", "whole"), 1: ("whole", "damaged")}[rank]
+    for round_, view in enumerate(views):
+        state = Checkpoints(Path(folder, view), "ndcg@20", patience=9).restore(model)
+        restored = f"{state.epoch} {model.get_weights()[0].ravel().tolist()}"
+        Path(folder, f"restored-{round_}-{rank}").write_text(restored)
+        from_chief({"here": 1.0})
 
 
 def stumble(folder, how):

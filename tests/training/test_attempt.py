@@ -13,6 +13,9 @@ def test_the_cause_is_found_among_the_failures(tmp_path):
     assert str(attempt.diagnosis("Spark says so")) == "Spark says so"
     attempt.fail(failure("peer", 0, attempt.log(0)))
     assert isinstance(attempt.diagnosis(""), WorkersLost)
+    attempt.fail(failure("outage", 3, attempt.log(3)))
+    assert str(attempt.diagnosis("")) == f"worker 3 on h: outage! (log {attempt.log(3)}:0)"
+    assert isinstance(attempt.diagnosis(""), WorkersLost)
     attempt.fail(failure("error", 1, attempt.log(1)))
     told = attempt.diagnosis("")
     assert isinstance(told, WorkerError)

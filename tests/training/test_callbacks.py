@@ -6,7 +6,9 @@ import tensorflow as tf
 
 import training.callbacks
 from recsys.artifacts import ArtifactError
-from training.callbacks import Checkpoints, EpochLog, FitState, Validation
+from training.attempt import WorkersLost
+from training.callbacks import Checkpoints, EpochLog, FitState, Validation, newest_checkpoint
+from training.distribute import launch
 
 
 def model_of(value):
@@ -113,6 +115,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
         Checkpoints(tmp_path, "ndcg@20", patience=9).restore(model)
 
 
+@pytest.mark.spark
+def test_the_chief_chooses_the_checkpoint_for_all(two_workers, launched, spark, tmp_path):
+    for view in ("whole", "damaged"):
+        run(Checkpoints(tmp_path / view, "ndcg@20", patience=9), [0.25, 0.5])
+    damage(tmp_path / "damaged" / "epoch-0002")
+    once = two_workers.model_copy(update={"max_restarts": 0})
+    newest = tmp_path / "damaged" / "epoch-0002"
+    with pytest.raises(WorkersLost, match=f"the chief reads {newest}, this worker cannot: "):
+        launch(launched.restore_apart, once, tmp_path, folder=tmp_path, spark=lambda: spark)
+    restored = {f.name: f.read_text() for f in sorted(tmp_path.glob("restored-*"))}
+    assert restored.pop("restored-1-0", "2 [0.5, 0.5]") == "2 [0.5, 0.5]"
+    assert restored == {"restored-0-0": "1 [0.25, 0.25]", "restored-0-1": "1 [0.25, 0.25]"}
+
+
 def test_within_an_epoch_it_saves_every_so_many_steps(tmp_path):
     checkpoints = Checkpoints(tmp_path, "ndcg@20", patience=3, every_steps=2)
     run(checkpoints, [0.1])
@@ -139,12 +155,40 @@ def test_within_an_epoch_it_saves_every_so_many_steps(tmp_path):
     assert again.state.folder == "epoch-0002"
 
 
-def test_validation_reaches_later_callbacks_and_the_log():
+def test_validation_reaches_later_callbacks_and_the_log(tmp_path):
     logs = {"loss": 1.0}
     seen = []
-    Validation(lambda: {"ndcg@20": 0.5}).on_epoch_end(0, logs)
-    EpochLog(lambda metrics, step: seen.append((metrics, step))).on_epoch_end(0, logs)
-    assert seen == [({"loss": 1.0, "ndcg@20": 0.5}, 1)]
+    checkpoints = Checkpoints(tmp_path, "ndcg@20", patience=3)
+    checkpoints.set_model(model_of(0))
+    log = EpochLog(checkpoints, seen.append)
+    log.catch_up()
+    for callback in (Validation(lambda: {"ndcg@20": 0.5}), checkpoints, log):
+        callback.on_epoch_end(0, logs)
+    assert seen == [{"loss": [1.0], "ndcg@20": [0.5]}]
+
+
+def test_an_epoch_that_was_saved_but_not_logged_is_logged_after_the_restart(tmp_path):
+    run(Checkpoints(tmp_path, "ndcg@20", patience=3), [0.1, 0.2])
+    seen = []
+    again = Checkpoints(tmp_path, "ndcg@20", patience=3)
+    again.restore(model_of(0))
+    EpochLog(again, seen.append).catch_up()
+    assert seen == [{"ndcg@20": [0.1, 0.2], "loss": [0.9, 0.8]}]
+
+
+def test_the_newest_checkpoint_has_the_greatest_name(tmp_path):
+    assert newest_checkpoint(tmp_path) == newest_checkpoint(tmp_path / "missing") == ""
+    states = [FitState(), FitState(step=3), FitState(epoch=1), FitState(epoch=1, step=4)]
+    folders = [tmp_path / state.folder for state in [*states, FitState(epoch=2)]]
+    names = []
+    for folder in [*folders, tmp_path / "refit" / FitState(step=3).folder]:
+        folder.mkdir(parents=True)
+        (folder / "weights.index").touch()
+        assert newest_checkpoint(tmp_path) == max(names, default="")
+        (folder / "state.json").touch()
+        names.append(newest_checkpoint(tmp_path))
+    assert names == sorted(set(names))
+    assert names[-1] == "refit/epoch-0000-step-00000003"
 
 
 def test_state_round_trip(tmp_path):

@@ -32,7 +32,7 @@ fit(config, PreparedData.load(Path(sys.argv[2])), Path(sys.argv[3]))
 def trained(config, prepared, tmp_path_factory):
     logged = []
     directory = tmp_path_factory.mktemp("fit")
-    model = fit(config, prepared, directory, "run", lambda m, step: logged.append((step, m)))
+    model = fit(config, prepared, directory, "run", logged.append)
     return model, logged
 
 
@@ -59,7 +59,8 @@ def test_the_manifest_tells_the_training(trained, config):
     model, logged = trained
     assert TrainedModel.load(model.directory).model_dump() == model.model_dump()
     curve = model.curves[config.train.monitor]
-    assert [step for step, _ in logged] == list(range(1, len(curve) + 1))
+    assert [len(curves["loss"]) for curves in logged] == list(range(1, len(curve) + 1))
+    assert logged[-1] == model.curves
     assert curve[model.best_epoch - 1] == max(curve)
     assert model.mlflow_run_id == "run"
     assert model.versions["tensorflow"] == tf.__version__

@@ -1,9 +1,17 @@
 import importlib.metadata
+import os
+import time
 
 import pytest
 
 from training.attempt import WorkersLost
-from training.preflight import ClusterError, _check_report, _explained, check_cluster
+from training.preflight import (
+    ClusterError,
+    _check_report,
+    _explained,
+    _warn_of_idle_gpus,
+    check_cluster,
+)
 
 
 @pytest.mark.spark
@@ -49,6 +57,41 @@ def test_what_executors_report_is_compared(tmp_path):
         _check_report(own | {"host": "h", "python": "3.9.1"}, own, tmp_path)
     with pytest.raises(ClusterError, match=r"must be shared by .*, but on h: No such file"):
         _check_report(own | {"host": "h", "shared": "No such file"}, own, tmp_path)
+
+
+@pytest.mark.spark
+def test_an_executor_that_does_not_answer_is_told(two_workers, spark, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.preflight._PROBE_SECONDS", 3)
+    monkeypatch.setattr("training.preflight._looking", hanging)
+    with pytest.raises(ClusterError, match=r"have not answered within 3 s: a mount"):
+        check_cluster(spark, two_workers, tmp_path)
+
+
+def hanging(_token):
+    driver = os.getpid()
+
+    def look(_rows):
+        if os.getpid() != driver:
+            time.sleep(600)
+        yield {}
+
+    return look
+
+
+def test_idle_gpus_are_told(caplog):
+    _warn_of_idle_gpus([{"host": "a", "gpus": "0"}])
+    assert not caplog.text
+    _warn_of_idle_gpus([{"host": "a", "gpus": "0"}, {"host": "b", "gpus": "2"}])
+    assert "although there are GPUs (2 on b)" in caplog.text
+    assert "spark.task.resource.gpu.amount" in caplog.text
+
+
+@pytest.mark.spark
+def test_shared_gpus_are_refused(two_workers, spark, tmp_path, monkeypatch):
+    conf = spark.sparkContext.getConf().set("spark.task.resource.gpu.amount", "0.5")
+    monkeypatch.setattr(spark.sparkContext, "_conf", conf)
+    with pytest.raises(ClusterError, match=r"gpu\.amount=0\.5 makes workers share a GPU"):
+        check_cluster(spark, two_workers, tmp_path)
 
 
 def test_lost_executors_are_told_from_broken_ones():

@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -8,24 +10,30 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
+from tensorflow import errors
 
-from training.attempt import Attempt, WorkerError
+from recsys.artifacts import ArtifactError
+from training.attempt import Attempt, WorkerError, WorkersLost
 from training.barrier import _reserved_port
 from training.distribute import launch
+from training.worker import failure_kind
 
 #: A parent that starts a worker as a Spark task does, tells its process id, and waits.
 TASK = """
 import subprocess, sys
-worker = subprocess.Popen([sys.executable, "-P", "-m", "training.worker", sys.argv[1], "0"], stdin=0)
+command = [sys.executable, "-P", "-m", "training.worker", sys.argv[1], "0", sys.argv[2]]
+worker = subprocess.Popen(command, stdin=0)
 print(worker.pid, flush=True)
 sys.exit(worker.wait())
 """
 
 
 @pytest.fixture
-def task(tmp_path):
+def task(tmp_path, request):
     """A worker, the only one, that sleeps; gives the attempt, the task and the worker's id."""
     attempt = Attempt.next_in(tmp_path)
+    patience = getattr(request, "param", "1800")
     with _reserved_port() as port:
         place = {
             "cluster": {"worker": [f"localhost:{port}"]},
@@ -33,11 +41,11 @@ def task(tmp_path):
         }
         environment = os.environ | {"TF_CONFIG": json.dumps(place), "TF_GRPC_REUSE_PORT": "true"}
         process = subprocess.Popen(
-            [sys.executable, "-c", TASK, str(attempt.folder)],
+            [sys.executable, "-c", TASK, str(attempt.folder), patience],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=attempt.log(0).open("wb"),
         )
         process.stdin.write(pickle.dumps((time.sleep, [300])))
         process.stdin.close()
@@ -81,6 +89,51 @@ def test_it_dies_with_its_task_also_while_frozen(task):
     os.kill(worker, signal.SIGSTOP)
     process.kill()
     assert wait_for_the_end(worker)
+
+
+@pytest.mark.parametrize("task", ["5"], indirect=True)
+def test_it_ends_once_nothing_gets_on_and_says_where_it_hangs(task):
+    attempt, process, _ = task
+    assert process.wait(60) == 1
+    told = attempt.diagnosis("")
+    assert isinstance(told, WorkersLost)
+    expected = r"no step or validation batch for \d+ s \(cluster\.progress_timeout_seconds\)"
+    assert re.search(expected, str(told))
+    assert "training/worker.py" in attempt.log(0).read_text()
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+FULL = errors.ResourceExhaustedError(None, None, "w.tmp; No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.UnavailableError(None, None, "Connection reset by peer"), "peer"),
+        (errors.InternalError(None, None, "cudaErrorIllegalAddress"), "outage"),
+        (errors.UnknownError(None, None, "Input/output error"), "outage"),
+        (FULL, "outage"),
+        (errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), "error"),
+        (OSError(errno.ESTALE, "Stale file handle"), "outage"),
+        (OSError(errno.ENOSPC, "No space left on device"), "outage"),
+        (requests.ConnectionError("Connection refused"), "outage"),
+        (TimeoutError(), "outage"),
+        (caused(ArtifactError("a"), OSError(errno.EIO, "Input/output error")), "outage"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "error"),
+        (PermissionError(errno.EACCES, "Permission denied"), "error"),
+        (requests.exceptions.InvalidURL("no host"), "error"),
+        (errors.InvalidArgumentError(None, None, "shapes"), "error"),
+        (caused(ArtifactError("corrupt"), errors.DataLossError(None, None, "crc")), "error"),
+        (KeyError("x"), "error"),
+    ],
+    ids=repr,
+)
+def test_what_another_attempt_may_mend_is_told_from_errors_of_the_code(error, kind):
+    assert failure_kind(error) == kind
 
 
 @pytest.mark.spark
