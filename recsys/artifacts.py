@@ -307,6 +307,17 @@ class RegisteredModel(Manifest):
     run_id: str
 
 
+class Check(_Frozen):
+    """One comparison of the gate: the value found, its interval if it has one, what is asked."""
+
+    what: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    limit: float
+    holds: bool
+
+
 class Promotion(Manifest):
     """Made by `promote`: the decision, whichever it was, with its reasons."""
 
@@ -318,6 +329,7 @@ class Promotion(Manifest):
     previous_version: str | None
     model_version: str
     reasons: list[str]
+    checks: list[Check] = Field([], description="the numbers behind the reasons")
 
 
 class Scoring(Manifest):

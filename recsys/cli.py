@@ -95,6 +95,34 @@ def promote(run_dir: RunDirOption) -> None:
 
 
 @app.command()
+def champion(run_dir: RunDirOption) -> None:
+    """Show the champion of this run's model, and the evidence it was promoted by."""
+    typer.echo(_continue(run_dir).champion())
+
+
+@app.command()
+def lineage(
+    run_dir: RunDirOption,
+    version: Annotated[
+        str | None, typer.Option(help="version of the model; the champion when not given")
+    ] = None,
+) -> None:
+    """Show the run, the code, the tables and their time range that a version was made from."""
+    typer.echo(_continue(run_dir).lineage(version))
+
+
+@app.command()
+def rollback(
+    run_dir: RunDirOption,
+    to: Annotated[
+        str | None, typer.Option(help="version; the one before the champion when not given")
+    ] = None,
+) -> None:
+    """Make an earlier version the champion again."""
+    typer.echo(_continue(run_dir).rollback(to))
+
+
+@app.command()
 def score(run_dir: RunDirOption) -> None:
     """Recommend to all users with the champion, in Spark."""
     _finish_step(_continue(run_dir), "score")

@@ -184,6 +184,13 @@ class Gate(Section):
     metric: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
     min_lift_over_baselines: float = Field(0.0, description="relative, over each counting baseline")
     min_lift_over_champion: float = Field(0.0, description="relative, on the same window")
+    max_slice_drop: float | None = Field(
+        0.1, ge=0, description="relative, below the champion, in any slice; not asked if empty"
+    )
+    min_slice_queries: int = Field(200, ge=1, description="smaller slices are not judged")
+    min_index_recall: float | None = Field(None, ge=0, le=1, description="against exact search")
+    max_index_milliseconds: float | None = Field(None, gt=0, description="a query, in batches")
+    max_index_bytes: int | None = Field(None, ge=1)
 
 
 class Registry(Section):

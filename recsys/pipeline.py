@@ -191,7 +191,18 @@ class Run:
 
     def summary(self) -> str:
         """What the run has brought so far, for a person."""
-        report = self.load("evaluate", EvaluationReport)
+        parts = [self._tables(self.load("evaluate", EvaluationReport))]
+        if RegisteredModel.exists(self.directory("register")):
+            registered = self.load("register", RegisteredModel)
+            lines = export_lines(self.load("export", ExportedModel))
+            promotion = self._if_finished("promote", Promotion)
+            lines += decision_lines(registered, promotion, self._if_finished("score", Scoring))
+            shown = self._ask(f"{registered.name}/{registered.model_version}", None, _SHOWN_ITEMS)
+            parts += ["\n".join(lines), "\n".join(recommendation_lines(shown))]
+        return "\n\n".join(parts)
+
+    def _tables(self, report: EvaluationReport) -> str:
+        """Metrics, lifts and slices."""
         metric = self.config.registry.gate.metric
         parts = [
             f"{self.config.name}: {report.num_queries} test queries over {report.num_candidates} "
@@ -200,13 +211,6 @@ class Run:
             lifts_table(report, metric),
             slices_table(report.slices, metric),
         ]
-        if RegisteredModel.exists(self.directory("register")):
-            registered = self.load("register", RegisteredModel)
-            lines = export_lines(self.load("export", ExportedModel))
-            promotion = self._if_finished("promote", Promotion)
-            lines += decision_lines(registered, promotion, self._if_finished("score", Scoring))
-            shown = self._ask(f"{registered.name}/{registered.model_version}", None, _SHOWN_ITEMS)
-            parts += ["\n".join(lines), "\n".join(recommendation_lines(shown))]
         return "\n\n".join(parts)
 
     def recommend(self, user: str, k: int, alias: str) -> str:
@@ -236,6 +240,43 @@ class Run:
             number = publish(copies, data, describe(chosen), directory, keep)
         places = "\n".join(f"{v:10} {directory / v / str(number)}" for v in VARIANTS)
         return f"published  {chosen.uri} as version {number}\n{places}"
+
+    def champion(self) -> str:
+        """Tell which version of this run's model is champion, and what the gate found of it."""
+        from serving_export.promotion import decision
+        from serving_export.registry import describe, resolve
+
+        self._connect_registry()
+        chosen = resolve(self.config.registry.model)
+        verdict, *reasons = decision(chosen)
+        lines = [f"champion   {chosen.uri} (MLflow run {describe(chosen)['run_id']})"]
+        lines += [f"gate       {verdict}", *(f"           - {reason}" for reason in reasons)]
+        return "\n".join(lines)
+
+    def lineage(self, version: str | None) -> str:
+        """Tell what the champion of this run's model, or a `version` of it, was made from.
+
+        Raises:
+            ArtifactError: there is no such version, or its MLflow run does not say.
+        """
+        from serving_export.lineage import lineage
+        from serving_export.registry import resolve
+
+        self._connect_registry()
+        name = self.config.registry.model
+        return "\n".join(lineage(resolve(f"{name}/{version}" if version else name)).lines())
+
+    def rollback(self, to: str | None) -> str:
+        """Make the version before the champion, or the version `to`, the champion.
+
+        Raises:
+            ArtifactError: there is no champion, or no such version.
+        """
+        from serving_export.promotion import rollback
+
+        self._connect_registry()
+        was, now = rollback(self.config.registry.model, to)
+        return f"champion   {now.uri} (it was {was.uri})"
 
     def _ask(self, model: str, user: str | None, k: int) -> list[Recommendation]:
         """Ask a registered model for one user, or for a few that have a history."""
@@ -289,11 +330,13 @@ class Run:
     def _fit(self, directory: Path) -> None:
         from training.distribute import launch
         from training.fit import fit, saved
+        from training.origin import origin
 
         # Executors have another working directory.
         directory = directory.resolve()
         data = PreparedData.load(self.directory("prepare").resolve())
         self.tracker.log_config(self.config)
+        self.tracker.set_tags(origin(data, Path.cwd()))
         if self.config.cluster.kind == "spark":
             self.tracker.log_application(self.spark.sparkContext.applicationId)
         model = launch(
@@ -314,6 +357,7 @@ class Run:
 
     def _evaluate(self, directory: Path) -> None:
         from training.evaluate import evaluate
+        from training.plots import beside_baselines, curves
 
         data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
         spark = self.spark if "als" in self.config.evaluation.baselines else None
@@ -321,6 +365,10 @@ class Run:
         self.tracker.log_metrics(_test_metrics(report))
         for name in ("data", "model", "evaluation"):
             self.tracker.log_artifact(self.folder.step(name) / MANIFEST, name)
+        self.tracker.log_text(self._tables(report), "evaluation/summary.txt")
+        self.tracker.log_figure(curves(model), "model/curves.png")
+        metric = self.config.registry.gate.metric
+        self.tracker.log_figure(beside_baselines(report, metric), "evaluation/baselines.png")
 
     def _export(self, directory: Path) -> None:
         from serving_export.savedmodel import export
@@ -340,21 +388,26 @@ class Run:
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:
-        from serving_export.registry import champion, promote
+        from serving_export.promotion import Rival, promote
+        from serving_export.registry import champion
         from training.evaluate import evaluate_savedmodel
 
         registered = self.load("register", RegisteredModel)
         report = self.load("evaluate", EvaluationReport)
+        index = self.load("export", ExportedModel).index
         self._connect_registry()
         present = champion(self.config, directory)
-        rival, obstacle = None, ""
+        rival = None
         if present is not None and present.version != registered.model_version:
             data = self.load("prepare", PreparedData)
             try:
-                rival = evaluate_savedmodel(self.config, data, present.path, directory / "champion")
+                theirs: EvaluationReport | str = evaluate_savedmodel(
+                    self.config, data, present.path, directory / "champion"
+                )
             except ArtifactError as error:
-                obstacle = str(error)
-        promote(self.config, registered, report, rival or obstacle, directory)
+                theirs = str(error)
+            rival = Rival(present.version, theirs)
+        promote(self.config, registered, report, index, rival, directory)
 
     def _score(self, directory: Path) -> None:
         from serving_export.batch import score

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.artifacts import ArtifactError, Estimate, EvaluationReport
+from recsys.artifacts import ArtifactError, Check, Estimate, EvaluationReport, IndexReport
 from recsys.bootstrap import paired_lift
 from recsys.config import RunConfig
 from recsys.metrics import per_query
@@ -31,12 +31,51 @@ class Comparison:
         """Whether the lift suffices; without a margin to reach, a draw is no win."""
         return self.lift.value >= self.least and (self.lift.value > 0 or self.least < 0)
 
+    @property
+    def check(self) -> Check:
+        """The numbers."""
+        return Check(
+            what=f"{self.metric} over {self.rival}",
+            value=self.lift.value,
+            low=self.lift.low,
+            high=self.lift.high,
+            limit=self.least,
+            holds=self.holds,
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.metric} {self.lift.value:+.1%} over {self.rival} "
             f"(interval {self.lift.low:+.1%} to {self.lift.high:+.1%}; "
             f"{'passes' if self.holds else 'fails'}, "
             f"{'at least' if self.least else 'more than'} {self.least:+.1%} is asked for)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A measured value beside the least or the most that is allowed; `form` says how to print."""
+
+    what: str
+    value: float
+    limit: float
+    at_least: bool
+    form: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value keeps the limit."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    @property
+    def check(self) -> Check:
+        """The numbers."""
+        return Check(what=self.what, value=self.value, limit=self.limit, holds=self.holds)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} {self.form.format(self.value)} ({'passes' if self.holds else 'fails'}, "
+            f"at {'least' if self.at_least else 'most'} {self.form.format(self.limit)} is allowed)"
         )
 
 
@@ -89,6 +128,40 @@ def against_champion(
     )
     rival = f"champion version {version}"
     return Comparison(rival, gate.metric, lift, gate.min_lift_over_champion)
+
+
+def against_slices(
+    config: RunConfig, report: EvaluationReport, champion: EvaluationReport, version: str
+) -> list[Limit]:
+    """Compare slice by slice with the champion: a mean can rise while some users lose."""
+    gate = config.registry.gate
+    if gate.max_slice_drop is None:
+        return []
+    limits = []
+    for name, buckets in report.slices.items():
+        for bucket, ours in buckets.items():
+            theirs = champion.slices.get(name, {}).get(bucket, {}).get(gate.metric, 0.0)
+            if ours["queries"] >= gate.min_slice_queries and theirs > 0:
+                what = f"{gate.metric} of {name}={bucket} against champion version {version}"
+                change = ours[gate.metric] / theirs - 1
+                limits.append(Limit(what, change, -gate.max_slice_drop, True, "{:+.1%}"))
+    return limits
+
+
+def of_index(config: RunConfig, index: IndexReport) -> list[Limit]:
+    """Compare the index with the limits that the config sets."""
+    gate = config.registry.gate
+    wanted = [
+        (f"recall@{index.k} of the index", index.recall, gate.min_index_recall, True, "{:.4f}"),
+        ("search for a query", index.milliseconds_per_query, gate.max_index_milliseconds, False,
+         "{:.3f} ms"),
+        ("size of the index", float(index.bytes), gate.max_index_bytes, False, "{:,.0f} bytes"),
+    ]  # fmt: skip
+    return [
+        Limit(what, value, limit, at_least, form)
+        for what, value, limit, at_least, form in wanted
+        if limit is not None
+    ]
 
 
 def _lift(report: EvaluationReport, baseline: str, metric: str) -> Estimate:

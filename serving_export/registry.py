@@ -1,4 +1,4 @@
-"""Models in the MLflow registry: register, gate, promote by alias, find again.
+"""Models in the MLflow registry: register, find again, download, ask.
 
 A version is always addressed by what created it, by its digest, or by an alias; never as "the
 newest". Every function can be killed and repeated. Works on the tracking store that `connect` set.
@@ -29,13 +29,11 @@ from recsys.artifacts import (
     ArtifactError,
     EvaluationReport,
     ExportedModel,
-    Promotion,
     RegisteredModel,
     replaced,
 )
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
-from serving_export.gate import against_baselines, against_champion
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +44,6 @@ _PYFUNC = Path(__file__).with_name("pyfunc.py")
 _PINNED = ("mlflow", "numpy", "pandas", "scann", "tensorflow")
 _COLUMN_TYPES = {"string": DataType.string, "float": DataType.double, "int64": DataType.long}
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-#: Unity Catalog allows neither dots nor slashes in keys, and 256 characters in values.
-_TAG_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,87 +174,6 @@ def champion(config: RunConfig, directory: Path) -> Champion | None:
     found = ModelVersion(config.registry.model, version)
     copy = directory / f"{found.name}-{found.version}-exact"
     return Champion(version, download(found, copy, "artifacts/exact"))
-
-
-def promote(
-    config: RunConfig, registered: RegisteredModel, report: EvaluationReport,
-    champion_report: EvaluationReport | str | None, directory: Path,
-) -> Promotion:  # fmt: skip
-    """Make the version champion if it beats the counting baselines and the present champion.
-
-    The decision and its reasons are kept as tags of the version before the alias moves, so that a
-    repeated call tells the same story.
-
-    Args:
-        config: `registry.gate` says by how much.
-        registered: the version to judge.
-        report: its evaluation.
-        champion_report: evaluation of the present champion on the same queries, or why there is
-            none although there is a champion.
-        directory: of the manifest.
-
-    Raises:
-        ArtifactError: the reports cannot be compared, or lack what the gate asks for.
-    """
-    client = MlflowClient()
-    candidate = ModelVersion(registered.name, registered.model_version)
-    present = find_champion(registered.name)
-    if present == candidate.version:
-        previous, reasons = _recall_decision(client, candidate)
-        promoted = True
-    else:
-        previous = present
-        promoted, reasons = _judge(config, report, champion_report, present)
-        _remember_decision(client, candidate, promoted, previous, reasons)
-        if promoted:
-            client.set_registered_model_alias(candidate.name, CHAMPION, candidate.version)
-    logger.info("gate: %s is %s", candidate.uri, "promoted" if promoted else "refused")
-    for reason in reasons:
-        logger.info("gate: %s", reason)
-    return Promotion(
-        directory=directory,
-        name=candidate.name,
-        alias=CHAMPION,
-        promoted=promoted,
-        previous_version=previous,
-        model_version=candidate.version,
-        reasons=reasons,
-    ).save()
-
-
-def _judge(
-    config: RunConfig, report: EvaluationReport,
-    champion_report: EvaluationReport | str | None, present: str | None,
-) -> tuple[bool, list[str]]:  # fmt: skip
-    comparisons = against_baselines(config, report)
-    if present is None:
-        first = ["there was no champion to compare with"]
-        return all(c.holds for c in comparisons), [*map(str, comparisons), *first]
-    if champion_report is None or isinstance(champion_report, str):
-        unknown = (
-            f"champion version {present} was not evaluated on this window, so it stays; to start "
-            f"anew without it, delete its alias {CHAMPION!r}. {champion_report or ''}"
-        )
-        return False, [*map(str, comparisons), unknown.strip()]
-    comparisons.append(against_champion(config, report, champion_report, present))
-    return all(c.holds for c in comparisons), list(map(str, comparisons))
-
-
-def _remember_decision(
-    client: MlflowClient, model: ModelVersion, promoted: bool, previous: str | None,
-    reasons: list[str],
-) -> None:  # fmt: skip
-    tags = {f"gate_reason_{n}": reason for n, reason in enumerate(reasons)}
-    tags |= {"gate_promoted": str(promoted).lower(), "gate_previous_version": previous or ""}
-    for key, value in tags.items():
-        client.set_model_version_tag(model.name, model.version, key, value[:_TAG_LENGTH])
-
-
-def _recall_decision(client: MlflowClient, model: ModelVersion) -> tuple[str | None, list[str]]:
-    tags = client.get_model_version(model.name, model.version).tags
-    keys = sorted(key for key in tags if key.startswith("gate_reason_"))
-    reasons = [tags[key] for key in keys] or ["it was made champion by hand"]
-    return tags.get("gate_previous_version") or None, reasons
 
 
 def _find(name: str, digest: str, run_id: str) -> ModelVersion | None:

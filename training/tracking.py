@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -181,6 +182,11 @@ class Tracker:
             self._logged[name] = {metric.step for metric in history}
         return self._logged[name]
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; those of an earlier attempt are replaced."""
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+
     def log_application(self, application_id: str) -> None:
         """Note the Spark application that trains; a resumed run has that of its last attempt."""
         self._client.set_tag(self.run_id, _APPLICATION_TAG, application_id)
@@ -188,6 +194,14 @@ class Tracker:
     def log_artifact(self, file: Path, folder: str = "") -> None:
         """Upload one file."""
         self._client.log_artifact(self.run_id, str(file), folder or None)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Upload a text as `file`, such as `evaluation/summary.txt`."""
+        self._client.log_text(self.run_id, text, file)
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        """Upload a picture as `file`, such as `model/curves.png`."""
+        self._client.log_figure(self.run_id, figure, file)
 
     def set_status(self, status: str) -> None:
         """Set RUNNING, FINISHED, FAILED or KILLED."""

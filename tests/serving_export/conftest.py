@@ -1,6 +1,14 @@
 """A tiny world: prepared data written by hand, towers that are looked up rather than trained."""
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -327,3 +335,65 @@ def registry(world, tmp_path_factory):
     return SimpleNamespace(
         uri=mlflow.get_tracking_uri(), run_id=run_id, report=report, registered=registered
     )
+
+
+@contextmanager
+def answering(root, port, health, command, environment=None):
+    """Start a server of MLflow's and stop it in the end, with all its processes."""
+    command = [Path(sys.executable).with_name("mlflow"), *command, "--port", port]
+    with (root / "log").open("w") as log:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=log,
+            stderr=log,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
+    try:
+        wait_until_it_answers(f"http://127.0.0.1:{port}/{health}", process, root / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def wait_until_it_answers(url, process, log, patience=240):
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"{url} does not answer:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="session")
+def tracking_server(tmp_path_factory):
+    """Address of a real `mlflow server` with a database, which stores artifacts for its clients."""
+    root = tmp_path_factory.mktemp("server")
+    command = ["server", "--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"]
+    command += ["--artifacts-destination", root / "artifacts", "--workers", 1]
+    # It schedules jobs of its own, each in a further process.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with answering(root, free_port(), "health", command, environment) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """Serve a registered model as `mlflow models serve` does, in the environment at hand."""
+
+    def serve(tracking_uri, model):
+        command = ["models", "serve", "-m", model, "--env-manager", "local"]
+        environment = {"MLFLOW_TRACKING_URI": tracking_uri}
+        root = tmp_path_factory.mktemp("served")
+        return answering(root, free_port(), "ping", command, environment)
+
+    return serve

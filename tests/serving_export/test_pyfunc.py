@@ -2,11 +2,14 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from pyspark.sql.functions import struct
 
 from serving_export.registry import connect
 
@@ -119,3 +122,57 @@ def test_loads_in_a_fresh_process_without_the_package(registry, world, tiny, tmp
     answer = json.loads(done.stdout.splitlines()[-1])
     ids, _ = tiny.ask(world.models["exact"], [[tiny.item(1)], []], k=3, member=["user 1", ""])
     assert answer == {"ids": ids, "ours": [], "scann": True, "keras": None}
+
+
+@pytest.fixture(scope="module")
+def endpoint(registry, served):
+    """Address of `mlflow models serve` on the registered model."""
+    with served(registry.uri, "models:/tiny/1") as address:
+        yield address
+
+
+def test_mlflow_serves_it_over_http(endpoint, world, tiny):
+    frame = pd.DataFrame({"history": [[tiny.item(1)], [tiny.item(4), tiny.item(2)]]})
+    body = {"dataframe_split": frame.to_dict("split", index=False), "params": {"k": 3}}
+    request = urllib.request.Request(
+        f"{endpoint}/invocations",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        rows = json.load(answer)["predictions"]
+    ids, scores = tiny.ask(world.models["exact"], frame["history"].tolist(), k=3)
+    assert [row["ids"] for row in rows] == ids
+    np.testing.assert_allclose([row["scores"] for row in rows], scores, atol=1e-5)
+
+
+@pytest.mark.spark
+def test_spark_calls_it_as_a_function(spark, registry, world, tiny):
+    connect(registry.uri)
+    recommend = mlflow.pyfunc.spark_udf(
+        spark,
+        "models:/tiny/1",
+        result_type="ids array<string>, scores array<double>",
+        env_manager="local",
+        params={"k": 3},
+    )
+    histories = [[tiny.item(n), tiny.item(n + 1)] for n in range(4)] + [None]
+    rows = [(f"user {n}", history) for n, history in enumerate(histories)]
+    users = spark.createDataFrame(rows, "member string, history array<string>")
+    answers = users.select("member", recommend(struct("member", "history")).alias("top"))
+    found = {row["member"]: row["top"] for row in answers.collect()}
+    ids, scores = tiny.ask(
+        world.models["exact"], [h or [] for h in histories], k=3, member=[m for m, _ in rows]
+    )
+    for n, (member, _) in enumerate(rows):
+        assert found[member]["ids"] == ids[n]
+        np.testing.assert_allclose(found[member]["scores"], scores[n], atol=1e-5)
+
+
+def test_the_environment_that_it_declares_is_the_one_that_is_tested(registry, tmp_path):
+    """Each requirement is a line of constraints.txt, which is resolved and installed as a whole."""
+    connect(registry.uri)
+    file = mlflow.pyfunc.get_model_dependencies("models:/tiny/1", format="pip")
+    declared = set(Path(file).read_text().split())
+    constraints = Path(__file__).parents[2] / "constraints.txt"
+    assert declared <= set(constraints.read_text().split())
