@@ -97,7 +97,7 @@ def promote(run_dir: RunDirOption) -> None:
 @app.command()
 def champion(run_dir: RunDirOption) -> None:
     """Show the champion of this run's model, and the evidence it was promoted by."""
-    typer.echo(_continue(run_dir).champion())
+    typer.echo(_continue(run_dir).registered.champion())
 
 
 @app.command()
@@ -108,7 +108,7 @@ def lineage(
     ] = None,
 ) -> None:
     """Show the run, the code, the tables and their time range that a version was made from."""
-    typer.echo(_continue(run_dir).lineage(version))
+    typer.echo(_continue(run_dir).registered.lineage(version))
 
 
 @app.command()
@@ -119,7 +119,7 @@ def rollback(
     ] = None,
 ) -> None:
     """Make an earlier version the champion again."""
-    typer.echo(_continue(run_dir).rollback(to))
+    typer.echo(_continue(run_dir).registered.rollback(to))
 
 
 @app.command()
@@ -165,7 +165,7 @@ def recommend(
     alias: Annotated[str, typer.Option(help="registered alias to ask")] = "champion",
 ) -> None:
     """Ask a registered model what it recommends to one user."""
-    typer.echo(_continue(run_dir).recommend(user, k, alias))
+    typer.echo(_continue(run_dir).registered.recommend(user, k, alias))
 
 
 @app.command()
@@ -176,7 +176,7 @@ def publish(
     keep: Annotated[int, typer.Option(min=1, help="versions that stay in the folder")] = 3,
 ) -> None:
     """Hand the champion to servers: the next version of both variants, warm-up and examples."""
-    typer.echo(_continue(run_dir).publish(to, alias, keep))
+    typer.echo(_continue(run_dir).registered.publish(to, alias, keep))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The steps of a run in their order: which manifest each reads and which it leaves.
 
-Together with `recsys.cli` this is the composition root: the only place that knows `training` and
-`serving_export` at once. Both are imported inside the steps, so a server needs no Spark.
+Together with `recsys.registered` and `recsys.cli` this is the composition root: only they know
+`training` and `serving_export` at once. Both are imported inside the steps, so a server needs no
+Spark.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from recsys.artifacts import (
@@ -29,9 +29,9 @@ from recsys.artifacts import (
 )
 from recsys.config import RunConfig
 from recsys.overrides import check_space, check_tunable
+from recsys.registered import Registered, connect_registry
 from recsys.run_folder import RunFolder
 from recsys.summary import (
-    Recommendation,
     decision_lines,
     export_lines,
     lifts_table,
@@ -43,7 +43,6 @@ from recsys.summary import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
     from pyspark.sql import SparkSession
 
     from training.tracking import Tracker
@@ -62,7 +61,6 @@ STEPS: dict[str, tuple[str, type[Manifest]]] = {
 }
 #: Folder of `tune`, which stands beside the steps: it reads what `prepare` made, changes nothing.
 TUNING = "tuning"
-_SHOWN_USERS = 3
 _SHOWN_ITEMS = 5
 M = TypeVar("M", bound=Manifest)
 
@@ -155,6 +153,11 @@ class Run:
         return self._spark
 
     @property
+    def registered(self) -> Registered:
+        """The registered versions of this run's model."""
+        return Registered(self.config, self.folder.path, self.directory("prepare"))
+
+    @property
     def tracker(self) -> Tracker:
         """The MLflow run of this folder, opened when a step first needs it."""
         from training.tracking import Tracker
@@ -182,13 +185,6 @@ class Run:
             self._tracker.set_status(status)
             self._tracker = None
 
-    def _connect_registry(self) -> None:
-        """Point the registry at the tracking store, without opening the MLflow run."""
-        from serving_export.registry import connect
-        from training.tracking import tracking_uri
-
-        connect(tracking_uri(self.config.cluster, self.folder.path))
-
     def summary(self) -> str:
         """What the run has brought so far, for a person."""
         parts = [self._tables(self.load("evaluate", EvaluationReport))]
@@ -197,7 +193,9 @@ class Run:
             lines = export_lines(self.load("export", ExportedModel))
             promotion = self._if_finished("promote", Promotion)
             lines += decision_lines(registered, promotion, self._if_finished("score", Scoring))
-            shown = self._ask(f"{registered.name}/{registered.model_version}", None, _SHOWN_ITEMS)
+            shown = self.registered.ask(
+                f"{registered.name}/{registered.model_version}", None, _SHOWN_ITEMS
+            )
             parts += ["\n".join(lines), "\n".join(recommendation_lines(shown))]
         return "\n\n".join(parts)
 
@@ -212,95 +210,6 @@ class Run:
             slices_table(report.slices, metric),
         ]
         return "\n\n".join(parts)
-
-    def recommend(self, user: str, k: int, alias: str) -> str:
-        """Recommendations of a registered model to one user of this run, readable.
-
-        Raises:
-            ArtifactError: the run has no such user, or the registry no such alias.
-        """
-        shown = self._ask(f"{self.config.registry.model}@{alias}", user, k)
-        return "\n".join(recommendation_lines(shown))
-
-    def publish(self, directory: Path, alias: str, keep: int) -> str:
-        """Publish a registered version of this run's model for servers, tell where.
-
-        Raises:
-            ArtifactError: there is no such version, it has another schema than this run's data, or
-                it does not answer as its signatures say.
-        """
-        from serving_export.handoff import VARIANTS, publish
-        from serving_export.registry import describe, download, resolve
-
-        self._connect_registry()
-        data = self.load("prepare", PreparedData)
-        chosen = resolve(f"{self.config.registry.model}@{alias}")
-        with TemporaryDirectory() as folder:
-            copies = {v: download(chosen, Path(folder) / v, f"artifacts/{v}") for v in VARIANTS}
-            number = publish(copies, data, describe(chosen), directory, keep)
-        places = "\n".join(f"{v:10} {directory / v / str(number)}" for v in VARIANTS)
-        return f"published  {chosen.uri} as version {number}\n{places}"
-
-    def champion(self) -> str:
-        """Tell which version of this run's model is champion, and what the gate found of it."""
-        from serving_export.promotion import decision
-        from serving_export.registry import describe, resolve
-
-        self._connect_registry()
-        chosen = resolve(self.config.registry.model)
-        verdict, *reasons = decision(chosen)
-        lines = [f"champion   {chosen.uri} (MLflow run {describe(chosen)['run_id']})"]
-        lines += [f"gate       {verdict}", *(f"           - {reason}" for reason in reasons)]
-        return "\n".join(lines)
-
-    def lineage(self, version: str | None) -> str:
-        """Tell what the champion of this run's model, or a `version` of it, was made from.
-
-        Raises:
-            ArtifactError: there is no such version, or its MLflow run does not say.
-        """
-        from serving_export.lineage import lineage
-        from serving_export.registry import resolve
-
-        self._connect_registry()
-        name = self.config.registry.model
-        return "\n".join(lineage(resolve(f"{name}/{version}" if version else name)).lines())
-
-    def rollback(self, to: str | None) -> str:
-        """Make the version before the champion, or the version `to`, the champion.
-
-        Raises:
-            ArtifactError: there is no champion, or no such version.
-        """
-        from serving_export.promotion import rollback
-
-        self._connect_registry()
-        was, now = rollback(self.config.registry.model, to)
-        return f"champion   {now.uri} (it was {was.uri})"
-
-    def _ask(self, model: str, user: str | None, k: int) -> list[Recommendation]:
-        """Ask a registered model for one user, or for a few that have a history."""
-        from recsys.dataset import read_corpus
-        from serving_export.registry import recommend
-
-        self._connect_registry()
-        data = self.load("prepare", PreparedData)
-        queries = _queries(data, user)
-        corpus = read_corpus(data)
-        names = {i.decode(): n.decode() for i, n in zip(corpus.item, corpus.name, strict=True)}
-        answers = recommend(model, queries.drop(columns="user"), k)
-        histories = [f.name for f in data.features.item_histories[:1]]
-        pasts = list(queries[histories[0]]) if histories else [[] for _ in answers.index]
-        return [
-            Recommendation(
-                user=who,
-                history=[names.get(item, item) for item in past],
-                items=[(names.get(i, i), score) for i, score in zip(ids, scores, strict=True)],
-            )
-            for who, past, ids, scores in zip(
-                queries["user"], pasts, answers["ids"], answers["scores"], strict=True
-            )
-        ]
 
     def _if_finished(self, step: str, kind: type[M]) -> M | None:
         return self.load(step, kind) if kind.exists(self.directory(step)) else None
@@ -379,7 +288,7 @@ class Run:
     def _register(self, directory: Path) -> None:
         from serving_export.registry import register
 
-        self._connect_registry()
+        connect_registry(self.config, self.folder.path)
         exported = self.load("export", ExportedModel)
         report = self.load("evaluate", EvaluationReport)
         for name in (MANIFEST, "index.txt", "index.png"):
@@ -395,7 +304,7 @@ class Run:
         registered = self.load("register", RegisteredModel)
         report = self.load("evaluate", EvaluationReport)
         index = self.load("export", ExportedModel).index
-        self._connect_registry()
+        connect_registry(self.config, self.folder.path)
         present = champion(self.config, directory)
         rival = None
         if present is not None and present.version != registered.model_version:
@@ -413,7 +322,7 @@ class Run:
         from serving_export.batch import score
         from serving_export.registry import find_champion
 
-        self._connect_registry()
+        connect_registry(self.config, self.folder.path)
         if find_champion(self.config.registry.model) is None:
             logger.warning("nothing is scored: no version of the model has passed the gate yet")
             return
@@ -430,21 +339,3 @@ def _test_metrics(report: EvaluationReport) -> dict[str, float]:
         for scorer, metrics in scorers.items()
         for metric, estimate in metrics.items()
     }
-
-
-def _queries(data: PreparedData, user: str | None) -> pd.DataFrame:
-    """Query features of one user, or of the first few users with the longest histories."""
-    import pyarrow.parquet as pq
-
-    folder = data.directory / data.users
-    if user is not None:
-        found = pq.read_table(folder, filters=[("user", "=", user)]).to_pandas()
-        if found.empty:
-            raise ArtifactError(f"{folder} has no user {user!r}: ids are those of the click table")
-        return found
-    # One file is enough to find users to show, and stays small where the table is large.
-    first = pq.read_table(sorted(folder.glob("*.parquet"))[0]).to_pandas()
-    histories = [f.name for f in data.features.item_histories[:1]]
-    if histories:
-        first = first.sort_values(histories[0], key=lambda past: -past.str.len(), kind="stable")
-    return first.head(_SHOWN_USERS)

@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import pytest
@@ -7,9 +6,7 @@ from mlflow import MlflowClient
 from recsys.artifacts import (
     ArtifactError,
     EvaluationReport,
-    ExportedModel,
     PreparedData,
-    RegisteredModel,
 )
 from recsys.config import RunConfig
 from recsys.pipeline import STEPS, TUNING, Run
@@ -65,31 +62,6 @@ def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):
     assert client.get_run(run_id).info.status == "FAILED"
     assert Run(run.folder, run.config).tracker.run_id == run_id
     assert client.get_run(run_id).info.status == "RUNNING"
-
-
-def test_asking_leaves_a_finished_run_finished(run, finished_run):
-    shutil.copy(finished_run.parent / "mlflow.db", run.folder.path.parent)
-    run_id = run.load("register", RegisteredModel).run_id
-    assert "user u7" in run.recommend("u7", 3, "champion")
-    client = MlflowClient(f"sqlite:///{run.folder.path.parent / 'mlflow.db'}")
-    assert client.get_run(run_id).info.status == "FINISHED"
-
-
-def test_publish_hands_the_champion_to_servers(run, finished_run, tmp_path):
-    shutil.copy(finished_run.parent / "mlflow.db", run.folder.path.parent)
-    models = tmp_path / "models"
-    told = run.publish(models, "champion", keep=1)
-    assert told.splitlines() == [
-        "published  models:/planted/1 as version 1",
-        f"exact      {models}/exact/1",
-        f"scann      {models}/scann/1",
-    ]
-    registered = run.load("register", RegisteredModel)
-    told = json.loads((models / "scann/1/assets.extra/registered.json").read_text())
-    assert told["run_id"] == registered.run_id
-    assert told["digest"] == run.load("export", ExportedModel).digest
-    with pytest.raises(ArtifactError, match="no 'planted@nobody'"):
-        run.publish(models, "nobody", keep=1)
 
 
 def test_the_run_reads_its_own_folders(run):
