@@ -223,6 +223,27 @@ def check_same_schema(model: TrainedModel, data: PreparedData) -> None:
         )
 
 
+def with_corpus_of(data: PreparedData, later: PreparedData) -> PreparedData:
+    """The data of a model, with the candidates and test queries of a later `prepare`.
+
+    Vocabularies stay those that the model has learned.
+
+    Raises:
+        ArtifactError: the later data have other features; naming what differs.
+    """
+    if data.fingerprint != later.fingerprint:
+        differences = "; ".join(data.features.differences(later.features))
+        raise ArtifactError(
+            f"{later.directory} holds another schema than {data.directory}: "
+            f"{differences or 'the fingerprint differs'}. Prepare it with the config of the model"
+        )
+    moved = {
+        name: part.model_copy(update={"path": str((later.directory / part.path).resolve())})
+        for name, part in (("corpus", later.corpus), ("test", later.test))
+    }
+    return data.model_copy(update=moved)
+
+
 class Estimate(_Frozen):
     """A mean over queries and its bootstrap interval over users."""
 
@@ -289,6 +310,7 @@ class ExportedModel(Manifest):
     features: Schema
     fingerprint: str = Field(description="of the schema")
     num_candidates: int
+    corpus: str = Field("", description="shards of the candidates")
     exclude_seen: bool
     index: IndexReport
     parity: dict[str, float] = Field(description="share of equal ids, by variant")

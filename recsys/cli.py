@@ -77,9 +77,20 @@ def evaluate(run_dir: RunDirOption) -> None:
 
 
 @app.command()
-def export(run_dir: RunDirOption) -> None:
+def export(
+    run_dir: RunDirOption,
+    corpus_of: Annotated[
+        Path | None,
+        typer.Option(help="folder of a run that was prepared later: index its items instead"),
+    ] = None,
+) -> None:
     """Write the SavedModels with their index, and compare them in a fresh process."""
-    _finish_step(_continue(run_dir), "export")
+    if corpus_of is None:
+        _finish_step(_continue(run_dir), "export")
+    else:
+        started = _continue(run_dir)
+        started.reindex(corpus_of)
+        started.finish()
 
 
 @app.command()

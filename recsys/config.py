@@ -205,6 +205,9 @@ class Scoring(Section):
 
     k: int = Field(20, ge=1)
     table: str | None = Field(None, description="catalogue table; files in the run folder if empty")
+    users_per_part: int = Field(
+        5000, ge=1, description="of a Spark task: what a killed attempt does not have to do again"
+    )
 
 
 class Cluster(Section):

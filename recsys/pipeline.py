@@ -26,6 +26,7 @@ from recsys.artifacts import (
     RegisteredModel,
     Scoring,
     TrainedModel,
+    with_corpus_of,
 )
 from recsys.config import RunConfig
 from recsys.overrides import check_space, check_tunable
@@ -88,10 +89,15 @@ class Run:
 
         check_reachable(tracking_uri(self.config.cluster, self.folder.path))
 
-    def do(self, step: str, again: bool = False) -> None:
+    def do(self, step: str, again: bool = False, **arguments: object) -> None:
         """Do one step, unless it is finished and not wanted `again`.
 
         A failure marks the MLflow run; the next attempt continues the same run.
+
+        Args:
+            step: name.
+            again: whether to do a finished step anew.
+            arguments: that the step takes besides its config and manifests.
         """
         directory = self.directory(step)
         if STEPS[step][1].exists(directory) and not again:
@@ -100,8 +106,21 @@ class Run:
         self._invalidate(step)
         started = time.monotonic()
         with self._tracked():
-            getattr(self, f"_{step}")(directory)
+            getattr(self, f"_{step}")(directory, **arguments)
         logger.info("%s: done in %.0f s", step, time.monotonic() - started)
+
+    def reindex(self, later: Path) -> None:
+        """Export the trained model again over the corpus of another run, prepared later.
+
+        New items are embedded by the candidate tower that is there; nothing is trained. The recall
+        target is measured on the test queries of the other run.
+
+        Raises:
+            ArtifactError: `later` is not prepared, or has other features; the export stays.
+        """
+        theirs = PreparedData.load(RunFolder(later).step(STEPS["prepare"][0]))
+        data = with_corpus_of(self.load("prepare", PreparedData), theirs)
+        self.do("export", again=True, data=data)
 
     def tune(self, trials: int | None = None) -> str:
         """Prepare if needed, search for better settings, tell the best; change no other step.
@@ -279,11 +298,11 @@ class Run:
         metric = self.config.registry.gate.metric
         self.tracker.log_figure(beside_baselines(report, metric), "evaluation/baselines.png")
 
-    def _export(self, directory: Path) -> None:
+    def _export(self, directory: Path, data: PreparedData | None = None) -> None:
         from serving_export.savedmodel import export
 
-        data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
-        export(self.config, data, model, directory)
+        data = data or self.load("prepare", PreparedData)
+        export(self.config, data, self.load("fit", TrainedModel), directory)
 
     def _register(self, directory: Path) -> None:
         from serving_export.registry import register

@@ -1,28 +1,35 @@
-"""Score a table of users with a registered model, in Spark."""
+"""Score a table of users with a registered model, in Spark, or let SQL ask it."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import os
 import shutil
-from collections.abc import Iterator
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
-import mlflow
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from recsys.artifacts import Scoring, replaced
+from recsys.artifacts import ArtifactError, Scoring
 from recsys.config import RunConfig
+from serving_export.arrow_scorer import BATCH, ArrowScorer
+from serving_export.partial import resumed
 from serving_export.registry import CHAMPION, ModelVersion, download, resolve
 
 logger = logging.getLogger(__name__)
 
 _RESULT = "recommendations"
-_SCHEMA = (
-    "user string, items array<string>, scores array<float>, model string, model_version string"
-)
+_MODEL = "model"
+_COUNTS = "part int, num_users bigint, found boolean"
+_ANSWER = "struct<items: array<string>, scores: array<float>>"
 
 
 def score(
@@ -34,27 +41,44 @@ def score(
     than k where fewer items may be recommended) to the table `scoring.table`, or to Parquet in
     `directory`, which is replaced as a whole.
 
+    Users are parted by a hash of their id, and each part is written by the task that scores it. An
+    attempt that was killed or failed leaves its finished parts beside `directory`; the next one
+    with the same model, k and users does the others.
+
     Args:
         config: `registry.model`, `scoring`.
-        spark: session; executors need this package, TensorFlow and MLflow, and read `directory`.
+        spark: session; executors need this package, TensorFlow and MLflow, and share `directory`.
         users: folder of Parquet files, or a table: `user`, query features, maybe `exclusions`.
         directory: of the result, on a file system that driver and executors share.
         model: `name@alias` or `name/version`; the champion if not given. An alias is resolved
             once, so that all rows come from one version.
 
     Raises:
-        ArtifactError: there is no such model, or no champion yet.
+        ArtifactError: there is no such model, or no champion yet, or `users` has no column `user`,
+            or its rows changed while they were scored.
     """
     chosen = resolve(model or f"{config.registry.model}@{CHAMPION}")
     logger.info("scoring with %s", chosen.uri)
-    with replaced(directory) as folder:
-        copy = download(chosen, folder / "model")
-        result = str(folder / _RESULT)
-        _answers(spark, _read(spark, users), copy, chosen, config.scoring.k).write.parquet(result)
-        num_users = spark.read.parquet(result).count()
-        shutil.rmtree(copy)
+    table = _read(spark, users)
+    num_users, content = _content(table, users)
+    parts = max(1, math.ceil(num_users / config.scoring.users_per_part))
+    plan = {"model": chosen.uri, "k": config.scoring.k, "content": content, "parts": parts}
+    directory = directory.resolve()
+    with resumed(directory, json.dumps(plan)) as folder:
+        result = folder / _RESULT
+        result.mkdir(exist_ok=True)
+        download(chosen, folder / _MODEL)
+        found = _write_parts(table, parts, folder, chosen, config.scoring.k)
+        if found != num_users:
+            raise ArtifactError(
+                f"{users} had {num_users} rows before and {found} while it was scored: score a "
+                "table that stays, such as one version of a Delta table"
+            )
+        shutil.rmtree(folder / _MODEL)
+        for leftover in result.glob(".part-*"):
+            leftover.unlink()
         if config.scoring.table:
-            written = spark.read.parquet(result)
+            written = spark.read.parquet(str(result))
             written.write.mode("overwrite").saveAsTable(config.scoring.table)
             shutil.rmtree(result)
         scoring = Scoring(
@@ -68,43 +92,138 @@ def score(
     return scoring.model_copy(update={"directory": directory})
 
 
+def register_function(
+    config: RunConfig,
+    spark: SparkSession,
+    directory: Path,
+    model: str | None = None,
+    name: str = "recommend",
+) -> ModelVersion:
+    """Let SQL ask a registered model: `SELECT user, recommend(struct(*), 10) FROM users`.
+
+    The first argument is a struct of query features by name (and maybe `exclusions`), the second
+    how many items; the result has `items` and `scores`, best first. The version is the one that an
+    alias means now.
+
+    Args:
+        config: `registry.model`.
+        spark: session; executors need what `score` needs.
+        directory: where a copy of the model is kept, on a file system that all share.
+        model: as for `score`.
+        name: of the function.
+    """
+    chosen = resolve(model or f"{config.registry.model}@{CHAMPION}")
+    copy = download(chosen, directory.resolve() / f"{chosen.name}-{chosen.version}")
+    spark.udf.register(name, F.arrow_udf(_function(str(copy), chosen), _ANSWER))
+    return chosen
+
+
 def _read(spark: SparkSession, users: str) -> DataFrame:
     is_path = "/" in users or Path(users).exists()
-    return spark.read.parquet(users) if is_path else spark.table(users)
-
-
-def _answers(
-    spark: SparkSession, users: DataFrame, folder: Path, model: ModelVersion, k: int
-) -> DataFrame:
-    # Scoring is bound by the processor: a small file must not end up on one core.
-    spread = users.repartition(spark.sparkContext.defaultParallelism)
-    answer = partial(
-        _answer, folder=str(folder.resolve()), name=model.name, version=model.version, k=k
-    )
-    return spread.mapInPandas(answer, _SCHEMA)
-
-
-def _answer(
-    frames: Iterator[pd.DataFrame], *, folder: str, name: str, version: str, k: int
-) -> Iterator[pd.DataFrame]:
-    recommender = _recommender(folder, name, version)
-    for frame in frames:
-        answer = recommender.predict(None, frame, {"k": k})
-        yield pd.DataFrame(
-            {
-                "user": frame["user"],
-                "items": answer["ids"],
-                "scores": answer["scores"],
-                "model": name,
-                "model_version": version,
-            }
+    table = spark.read.parquet(users) if is_path else spark.table(users)
+    if "user" not in table.columns:
+        raise ArtifactError(
+            f"{users} has no column 'user', only {', '.join(table.columns)}: it needs a row per "
+            "user and the query features by name"
         )
+    return table
 
 
-@cache
-def _recommender(folder: str, name: str, version: str) -> Any:
-    """Load the model once per Python worker; past MLflow's checks, which look at every cell.
+def _content(table: DataFrame, users: str) -> tuple[int, str]:
+    """Number of rows, and a text that changes with any of them: a sum of hashes, in any order."""
+    hashed = F.xxhash64(*(F.col(f"`{column}`") for column in table.columns))
+    total = F.sum(hashed.cast("decimal(38,0)"))
+    row = table.agg(F.count("*").alias("rows"), total.alias("total")).collect()[0]
+    return row["rows"], f"{users} {table.schema.simpleString()} {row['total']}"
+
+
+def _write_parts(table: DataFrame, parts: int, folder: Path, model: ModelVersion, k: int) -> int:
+    """Score and write the parts that are not there, and count the users of all."""
+    write = partial(
+        _write_part, result=str(folder / _RESULT), copy=str(folder / _MODEL), model=model, k=k
+    )
+    counts = table.repartition(parts, "user").mapInArrow(write, _COUNTS).collect()
+    before = sum(row["found"] for row in counts)
+    logger.info("scored %d of %d parts, the others were there", len(counts) - before, len(counts))
+    return sum(row["num_users"] for row in counts)
+
+
+def _write_part(
+    batches: Iterator[pa.RecordBatch], *, result: str, copy: str, model: ModelVersion, k: int
+) -> Iterator[pa.RecordBatch]:
+    """In a task: write its part, unless it is there; yield how many users it has."""
+    context = TaskContext.get()
+    assert context is not None
+    part = context.partitionId()
+    file = Path(result) / f"part-{part:05d}.parquet"
+    found = file.is_file()
+    if found:
+        # Read what is not needed: Spark gives up a worker that stops in the middle, and its model.
+        for _ in batches:
+            pass
+    else:
+        # Another attempt at the same task may run at the same time; the last to finish stays.
+        temporary = file.with_name(f".{file.name}.{context.taskAttemptId()}.{os.getpid()}")
+        with pq.ParquetWriter(temporary, _schema()) as writer:
+            for batch in batches:
+                for answered in _answered(batch, copy, model, k):
+                    writer.write_batch(answered)
+        temporary.replace(file)
+    counts = {"part": [part], "num_users": [pq.read_metadata(file).num_rows], "found": [found]}
+    types = pa.schema([("part", pa.int32()), ("num_users", pa.int64()), ("found", pa.bool_())])
+    yield pa.RecordBatch.from_pydict(counts, types)
+
+
+def _answered(
+    batch: pa.RecordBatch, copy: str, model: ModelVersion, k: int
+) -> Iterator[pa.RecordBatch]:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for start in range(0, batch.num_rows, BATCH):
+        few = {name: column.slice(start, BATCH) for name, column in columns.items()}
+        rows = len(few["user"])
+        items, scores = _scorer(copy, model).answer(few, rows, k).flatten()
+        users = few["user"].cast(pa.string())
+        versions = [pa.array([text] * rows) for text in (model.name, model.version)]
+        yield pa.RecordBatch.from_arrays([users, items, scores, *versions], schema=_schema())
+
+
+def _schema() -> pa.Schema:
+    texts, floats = pa.list_(pa.string()), pa.list_(pa.float32())
+    names = ("user", "items", "scores", "model", "model_version")
+    types = (pa.string(), texts, floats, pa.string(), pa.string())
+    return pa.schema(list(zip(names, types, strict=True)))
+
+
+def _function(copy: str, model: ModelVersion) -> Callable[[pa.Array, pa.Array], pa.Array]:
+    def recommend(features: pa.Array, k: pa.Array) -> pa.Array:
+        wanted = k.unique().to_pylist()
+        if len(wanted) != 1 or wanted[0] is None or not pa.types.is_struct(features.type):
+            raise ArtifactError(
+                "recommend(struct(*), 10) takes a struct of query features by name and one number "
+                f"of items for all rows, got {features.type} and {wanted[:3]}"
+            )
+        names = [field.name for field in features.type]
+        columns = dict(zip(names, features.flatten(), strict=True))
+        parts = []
+        for start in range(0, len(features), BATCH):
+            few = {name: column.slice(start, BATCH) for name, column in columns.items()}
+            rows = len(features.slice(start, BATCH))
+            parts.append(_scorer(copy, model).answer(few, rows, int(wanted[0])))
+        return pa.concat_arrays(parts)
+
+    return recommend
+
+
+@lru_cache(maxsize=1)
+def _scorer(copy: str, model: ModelVersion) -> ArrowScorer:
+    """Load the model once per Python worker; Spark keeps workers, and they keep one model.
 
     Name and version are keys of the cache: a later call finds another model in the same folder.
+    Spark runs a task for each core, so TensorFlow gets one thread.
     """
-    return mlflow.pyfunc.load_model(folder).unwrap_python_model()
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        logger.debug("TensorFlow was in use before in this worker")
+    return ArrowScorer(Path(copy))

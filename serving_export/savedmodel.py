@@ -96,6 +96,7 @@ def export(
             features=data.features,
             fingerprint=data.fingerprint,
             num_candidates=len(corpus),
+            corpus=str((data.directory / data.corpus.path).resolve()),
             exclude_seen=data.exclude_seen,
             index=report,
             parity=parity,

@@ -70,6 +70,8 @@ def test_mlflow_holds_parameters_metrics_and_the_champion(finished_run):
     curve = client.get_metric_history(registered.run_id, "ndcg_at_20")
     model = TrainedModel.load(finished_run / "model")
     assert [point.value for point in curve] == pytest.approx(model.curves["ndcg@20"])
+    logged = {file.path for file in client.list_artifacts(registered.run_id, "export")}
+    assert logged == {"export/manifest.json", "export/index.txt", "export/index.png"}
     champion = client.get_model_version_by_alias("planted", "champion")
     assert str(champion.version) == registered.model_version
 

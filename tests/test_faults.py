@@ -179,13 +179,22 @@ def test_score(copied, clicks_config, finished_run):
     folder = copied("register")
     for step in ("register", "promote"):
         again(step, folder, clicks_config)
+    partial = folder / ".scoring.partial"
+
+    def written():
+        return list((partial / "recommendations").glob("part-*"))
+
     process = start("score", folder, clicks_config)
-    kill_when(process, logged(folder, "score", "scoring with"), folder, "score")
+    kill_when(process, written, folder, "score")
+    done = {file.name: file.stat().st_mtime_ns for file in written()}
     again("score", folder, clicks_config)
+    result = folder / "scoring" / "recommendations"
+    assert len(list(result.iterdir())) == 15 > len(done) > 0
+    assert {name: (result / name).stat().st_mtime_ns for name in done} == done
     new, old = (Scoring.load(f / "scoring") for f in (folder, finished_run))
     rows, expected = (
         pd.read_parquet(s.directory / s.destination).sort_values("user", ignore_index=True)
         for s in (new, old)
     )
     assert rows["items"].map(list).tolist() == expected["items"].map(list).tolist()
-    assert not (folder / ".scoring.new").exists()
+    assert not partial.exists()

@@ -1,11 +1,14 @@
 import shutil
+from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from mlflow import MlflowClient
 
 from recsys.artifacts import (
     ArtifactError,
     EvaluationReport,
+    ExportedModel,
     PreparedData,
 )
 from recsys.config import RunConfig
@@ -62,6 +65,38 @@ def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):
     assert client.get_run(run_id).info.status == "FAILED"
     assert Run(run.folder, run.config).tracker.run_id == run_id
     assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_corpus_that_was_not_prepared_leaves_the_export(run, tmp_path):
+    before = run.load("export", ExportedModel)
+    with pytest.raises(ArtifactError, match=r"elsewhere/data/manifest.json.*`recsys prepare`"):
+        run.reindex(tmp_path / "elsewhere")
+    assert run.load("export", ExportedModel) == before
+    assert finished(run) == list(STEPS)
+
+
+def test_the_present_model_is_exported_over_a_later_corpus(run, tmp_path):
+    """The later run has one item more, which no click has taught."""
+    later = tmp_path / "later"
+    shutil.copytree(run.directory("prepare"), later / "data")
+    before, data = run.load("export", ExportedModel), PreparedData.load(later / "data")
+    shard = Path(data.files(data.corpus)[-1])
+    new = tf.train.Example.FromString(next(iter(tf.data.TFRecordDataset(str(shard)))).numpy())
+    for name in ("item", "name", "item_id"):
+        new.features.feature[name].bytes_list.value[:] = [b"brand new"]
+    with tf.io.TFRecordWriter(str(shard.with_name("part-99999.tfrecord"))) as writer:
+        writer.write(new.SerializeToString())
+    corpus = data.corpus.model_copy(update={"num_items": data.corpus.num_items + 1})
+    data.model_copy(update={"corpus": corpus}).save()
+
+    run.reindex(later)
+
+    after = run.load("export", ExportedModel)
+    assert after.num_candidates == before.num_candidates + 1
+    assert after.corpus == str(later / "data" / data.corpus.path)
+    assert after.digest != before.digest
+    assert after.parity["exact"] == 1.0
+    assert finished(run) == ["prepare", "fit", "evaluate", "export"]
 
 
 def test_the_run_reads_its_own_folders(run):

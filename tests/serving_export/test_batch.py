@@ -6,9 +6,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.errors import PythonException
 
 from recsys.artifacts import ArtifactError, Scoring
-from serving_export.batch import score
+from serving_export import batch
+from serving_export import registry as registry_module
+from serving_export.batch import register_function, score
 from serving_export.registry import connect
 
 pytestmark = pytest.mark.spark
@@ -102,7 +105,7 @@ def test_each_version_answers_for_itself_although_the_folder_is_the_same(
     client = mlflow.MlflowClient()
     first = client.get_model_version("tiny", "1")
     answers = {}
-    other = client.create_model_version("tiny", _popular_first(first.source, tmp_path))
+    other = client.create_model_version("tiny", _other_vocabulary(first.source, tmp_path))
     try:
         for version in ("1", str(other.version)):
             score(config, spark, users[0], tmp_path / "scoring", f"tiny/{version}")
@@ -114,17 +117,89 @@ def test_each_version_answers_for_itself_although_the_folder_is_the_same(
     assert answers["1"] != answers[str(other.version)]
 
 
-def _popular_first(source, tmp_path):
-    """A copy of a model whose answers come in reverse."""
+def _other_vocabulary(source, tmp_path):
+    """A copy of a model that takes each item of a history for another one."""
     copy = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path / "copy")))
-    code = next(copy.rglob("pyfunc.py"))
-    text = code.read_text()
-    assert "return pd.concat(parts" in text
-    code.write_text(text.replace("return pd.concat(parts", "return _reversed(parts"))
-    with code.open("a") as stream:
-        stream.write("\n\ndef _reversed(parts, **_):\n    whole = pd.concat(parts)\n")
-        stream.write("    whole['ids'] = [ids[::-1] for ids in whole['ids']]\n    return whole\n")
+    vocabularies = list(copy.glob("artifacts/scann/assets/item_id.txt*"))
+    assert vocabularies
+    for file in vocabularies:
+        file.write_text("\n".join(reversed(file.read_text().splitlines())) + "\n")
     return str(copy)
+
+
+def test_an_attempt_goes_on_where_the_last_one_failed(spark, users, config, tmp_path):
+    """One part cannot be written; the others are not scored again, and nothing is left over."""
+    wanted = config.model_copy(
+        update={"scoring": config.scoring.model_copy(update={"users_per_part": 5})}
+    )
+    reference = score(wanted, spark, users[0], tmp_path / "reference", "tiny/1")
+    expected = pd.read_parquet(reference.directory / "recommendations").set_index("user")
+    directory = tmp_path / "scoring"
+    partial = tmp_path / ".scoring.partial" / "recommendations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "download", _into_the_way_of_part_3(partial))
+        with pytest.raises(Exception, match=r"part-00003.parquet"):
+            score(wanted, spark, users[0], directory, "tiny/1")
+    assert not directory.exists()
+    done = {file.name: file.stat().st_mtime_ns for file in partial.glob("part-*.parquet")}
+    assert len(done) > 1
+    (partial / "part-00003.parquet").rmdir()
+    del done["part-00003.parquet"]
+
+    scoring = score(wanted, spark, users[0], directory, "tiny/1")
+
+    result = scoring.directory / "recommendations"
+    assert sorted(f.name for f in result.iterdir()) == [f"part-{n:05d}.parquet" for n in range(6)]
+    assert {name: (result / name).stat().st_mtime_ns for name in done} == done
+    frame = pd.read_parquet(result).set_index("user")
+    assert frame["items"].map(tuple).to_dict() == expected["items"].map(tuple).to_dict()
+    assert scoring.num_users == 30
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def _into_the_way_of_part_3(partial):
+    def download(chosen, folder):
+        (partial / "part-00003.parquet").mkdir()
+        return registry_module.download(chosen, folder)
+
+    return download
+
+
+def test_other_users_or_another_k_are_no_continuation(spark, users, config, tmp_path):
+    table = spark.read.parquet(users[0])
+    content = batch._content(table, "users")
+    assert batch._content(table.orderBy("member", ascending=False), "users") == content
+    assert batch._content(table.limit(29), "users") != content
+    changed = table.selectExpr(
+        "user", "history", "member", "basket + 1 AS basket", "taste", "exclusions"
+    )
+    assert batch._content(changed, "users") != content
+
+
+def test_sql_asks_the_model_and_names_are_those_of_features(spark, users, config, tmp_path):
+    chosen = register_function(config, spark, tmp_path, "tiny@challenger")
+    assert chosen.version == "1"
+    spark.read.parquet(users[0]).createOrReplaceTempView("tiny_users")
+    asked = spark.sql(
+        "SELECT user, recommend(struct(*), 4) AS answer, "
+        "recommend(named_struct('history', history), 2).items AS short FROM tiny_users"
+    ).toPandas()
+    scoring = score(config, spark, users[0], tmp_path / "scoring", "tiny/1")
+    frame = pd.read_parquet(scoring.directory / "recommendations").set_index("user")
+    for _, row in asked.iterrows():
+        assert list(row["answer"]["items"]) == list(frame.loc[row["user"], "items"])
+        np.testing.assert_allclose(
+            row["answer"]["scores"], frame.loc[row["user"], "scores"], atol=1e-5
+        )
+        assert len(row["short"]) == 2
+    with pytest.raises(PythonException, match=r"takes a struct of query features by name"):
+        spark.sql("SELECT recommend(history, 4) FROM tiny_users").collect()
+
+
+def test_a_table_without_users_is_refused(spark, users, config, tmp_path):
+    spark.read.parquet(users[0]).drop("user").write.parquet(str(tmp_path / "no"))
+    with pytest.raises(ArtifactError, match=r"no column 'user', only history, member"):
+        score(config, spark, str(tmp_path / "no"), tmp_path / "scoring", "tiny/1")
 
 
 def test_without_champion_says_what_to_do_and_leaves_the_last_result(

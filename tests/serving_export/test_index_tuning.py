@@ -5,7 +5,6 @@ import tensorflow as tf
 from recsys import config
 from recsys.artifacts import ArtifactError
 from serving_export import index_tuning
-from serving_export.index_plot import draw
 from serving_export.index_tuning import build
 from serving_export.searcher import Structure
 
@@ -49,7 +48,7 @@ def test_what_is_tried_follows_size(num_candidates, kinds):
     assert {structure.kind for structure in index_tuning._structures(num_candidates)} == kinds
 
 
-def test_target_holds_on_queries_that_did_not_tune(vectors, few_structures, tiny, tmp_path):
+def test_target_holds_on_queries_that_did_not_tune(vectors, few_structures, tiny):
     embeddings, queries = vectors
     made, report = build(embeddings, queries, target(0.9))
 
@@ -63,8 +62,6 @@ def test_target_holds_on_queries_that_did_not_tune(vectors, few_structures, tiny
     assert {p.parameters.get("reorder_bits") for p in report.curve} == {None, 32, 8}
     times = [point.milliseconds_per_query for point in report.curve]
     assert times == sorted(times)
-    draw(report, 0.9, tmp_path / "index.png")
-    assert (tmp_path / "index.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_setting_of_the_curve_is_faster_and_holds(vectors, only_a_tree):

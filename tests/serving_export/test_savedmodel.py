@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from recsys.artifacts import ArtifactError, ExportedModel
+from recsys.artifacts import ArtifactError, ExportedModel, with_corpus_of
 from recsys.features import raw_signature
 from recsys.schema import Schema
 from serving_export import index_tuning, savedmodel
@@ -91,6 +91,28 @@ def test_digest_follows_content(inputs, no_subprocess, tmp_path, tiny):
     assert first.digest == again.digest
     assert other.digest != first.digest
     assert ExportedModel.load(tmp_path / "export") == other
+
+
+def test_a_later_corpus_is_embedded_by_the_model_that_is_there(inputs, tmp_path, tiny):
+    """Ten items more; what is cold is still said by the vocabulary that the model knows."""
+    config, data, model = inputs
+    later = tiny.write_data(tmp_path / "later", num_items=tiny.num_items + 10)
+    exported = export(config, with_corpus_of(data, later), model, tmp_path / "export")
+    assert exported.parity == {"scann": 1.0, "exact": 1.0}
+    assert exported.num_candidates == tiny.num_items + 10
+    served = tf.saved_model.load(str(exported.directory / "scann"))
+    ids, _ = tiny.ask(served, [[tiny.item(0)]], k=100)
+    assert set(ids[0]) == {tiny.item(row) for row in range(tiny.num_items + 10)}
+
+
+def test_a_later_corpus_of_other_features_is_refused(inputs, tmp_path, tiny):
+    _, data, _ = inputs
+    later = tiny.write_data(tmp_path / "later")
+    features = tuple(f for f in later.features.features if f.name != "basket")
+    schema = Schema(features=features)
+    later = later.model_copy(update={"features": schema, "fingerprint": schema.fingerprint})
+    with pytest.raises(ArtifactError, match=r"later holds another schema .*'basket' is missing"):
+        with_corpus_of(data, later)
 
 
 def test_failed_export_keeps_the_good_one(inputs, no_subprocess, tmp_path, monkeypatch):

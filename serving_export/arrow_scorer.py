@@ -1,0 +1,130 @@
+"""A registered model over Arrow batches: columns in, lists of items and scores out, no pandas.
+
+Inputs, their types and shapes are read from the contract inside the SavedModel, so a model that
+another version of this package exported answers as well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from recsys.artifacts import ArtifactError
+
+logger = logging.getLogger(__name__)
+
+#: Rows that are asked for at once: what bounds the memory of a worker.
+BATCH = 1024
+
+
+class ArrowScorer:
+    """The `recommend` signature of a registered model.
+
+    Args:
+        folder: a downloaded version; its `scann` variant answers, or `exact` where ScaNN's ops
+            cannot be loaded.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        variant = folder / "artifacts" / "scann"
+        try:
+            # Importing registers the ops; without them the SavedModel does not load.
+            from scann.scann_ops.py import scann_ops  # noqa: F401
+        except (ImportError, tf.errors.NotFoundError) as error:
+            logger.warning("ScaNN is not available (%s): searching exactly, which is slower", error)
+            variant = folder / "artifacts" / "exact"
+        contract = json.loads((variant / "assets.extra" / "contract.json").read_text("utf-8"))
+        self._inputs: dict[str, Any] = contract["signatures"]["recommend"]["inputs"]
+        self._model = tf.saved_model.load(str(variant))
+
+    def answer(self, columns: Mapping[str, pa.Array], rows: int, k: int) -> pa.StructArray:
+        """Recommend `k` items for each row.
+
+        Args:
+            columns: features by name, and `exclusions` (lists of item ids), each `rows` long. What
+                is absent or null is unknown.
+            rows: number of rows, at most about `BATCH`.
+            k: items wanted.
+
+        Returns:
+            `items` list<string> and `scores` list<float>, best first; shorter than k where fewer
+            candidates are left.
+
+        Raises:
+            ArtifactError: a column does not fit the model.
+        """
+        request = {
+            name: tf.constant(_input(name, columns.get(name, pa.nulls(rows)), spec))
+            for name, spec in self._inputs.items()
+            if name != "k"
+        }
+        answer = self._model.signatures["recommend"](k=tf.constant(k, tf.int32), **request)
+        scores = answer["scores"].numpy()
+        filled = np.isfinite(scores)
+        ends = np.concatenate([[0], np.cumsum(filled.sum(axis=1))]).astype(np.int32)
+        items = pa.array(answer["ids"].numpy()[filled], pa.binary()).cast(pa.string())
+        return pa.StructArray.from_arrays(
+            [
+                pa.ListArray.from_arrays(pa.array(ends), items),
+                pa.ListArray.from_arrays(pa.array(ends), pa.array(scores[filled], pa.float32())),
+            ],
+            ["items", "scores"],
+        )
+
+
+def _input(name: str, column: pa.Array, spec: Mapping[str, Any]) -> NDArray[Any]:
+    """One input as an array, `[rows]` or `[rows, length]`, missing values filled."""
+    try:
+        if len(spec["shape"]) > 1 and spec["dtype"] == "float32":
+            return _vectors(column, int(spec["shape"][1]))
+        if len(spec["shape"]) > 1:
+            return _padded(column)
+        if spec["dtype"] == "float32":
+            floats: NDArray[Any] = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
+            return floats
+        if spec["dtype"] == "int64":
+            return np.asarray(column.cast(pa.int64()).fill_null(-1))
+        return _texts(column)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise ArtifactError(
+            f"column {name!r} of type {column.type} does not fit the model, which takes "
+            f"{spec['dtype']} {['rows', *spec['shape'][1:]]}: {error}"
+        ) from error
+
+
+def _texts(column: pa.Array) -> NDArray[np.object_]:
+    text = column if pa.types.is_binary(column.type) else column.cast(pa.string())
+    values: NDArray[np.object_] = text.fill_null("").to_numpy(zero_copy_only=False)
+    return values
+
+
+def _padded(column: pa.Array) -> NDArray[np.object_]:
+    """Lists of texts as `[rows, longest]`; a missing value keeps its place."""
+    if pa.types.is_null(column.type):
+        return np.full([len(column), 0], "", object)
+    lengths = np.asarray(pc.list_value_length(column).fill_null(0))
+    padded = np.full([len(column), int(lengths.max(initial=0))], "", object)
+    padded[np.arange(padded.shape[1]) < lengths[:, np.newaxis]] = _texts(column.flatten())
+    return padded
+
+
+def _vectors(column: pa.Array, dim: int) -> NDArray[np.float32]:
+    """Lists of `dim` numbers as `[rows, dim]`; a missing one is zeros."""
+    vectors = np.zeros([len(column), dim], np.float32)
+    present = np.asarray(column.is_valid())
+    if present.any():
+        lengths = set(pc.list_value_length(column).drop_null().to_pylist())
+        if lengths != {dim}:
+            raise ValueError(f"found lists of {sorted(lengths - {dim})} numbers")
+        flat = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
+        vectors[present] = flat.reshape(-1, dim)
+    return vectors
