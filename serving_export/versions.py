@@ -29,7 +29,8 @@ class VersionFolder:
     """`DIRECTORY/VARIANT/NUMBER`: the variants of one model share their numbers.
 
     Every call can be killed at any moment and repeated; calls of several processes wait for each
-    other. A number is never given twice, so a server that polls slowly cannot take one version for
+    other. Killed between its renames, `add` leaves a whole version of one variant alone, which
+    `versions` does not count and whose number the next one goes past. A number is never given twice, so a server that polls slowly cannot take one version for
     another. The folder must be on a file system with locks and atomic renames (local, NFS).
 
     Args:

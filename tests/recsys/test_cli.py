@@ -49,6 +49,9 @@ def test_help_lists_the_steps_and_loads_nothing_heavy():
         "tune",
         "publish",
         "withdraw",
+        "champion",
+        "lineage",
+        "rollback",
     ):
         assert step in text
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -353,7 +353,8 @@ def answering(root, port, health, command, environment=None):
         wait_until_it_answers(f"http://127.0.0.1:{port}/{health}", process, root / "log")
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
 
 
@@ -392,7 +393,9 @@ def served(tmp_path_factory):
 
     def serve(tracking_uri, model):
         command = ["models", "serve", "-m", model, "--env-manager", "local"]
-        environment = {"MLFLOW_TRACKING_URI": tracking_uri}
+        # MLflow looks for `uvicorn` on the path, as in an environment that was activated.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": path}
         root = tmp_path_factory.mktemp("served")
         return answering(root, free_port(), "ping", command, environment)
 
