@@ -207,9 +207,12 @@ class TrainedModel(Manifest):
     curves: dict[str, list[float]] = Field(description="metric: one value per epoch")
     mlflow_run_id: str | None
     versions: dict[str, str]
+    before_refit: str | None = Field(
+        None, description="towers that have not learned the validation labels, where others have"
+    )
 
 
-def check_same_schema(model: TrainedModel, data: PreparedData) -> None:
+def check_same_schema(model: TrainedModel | TrainedRanker, data: PreparedData) -> None:
     """Refuse a model that was trained on other features than the data have.
 
     Raises:
@@ -219,7 +222,8 @@ def check_same_schema(model: TrainedModel, data: PreparedData) -> None:
     if differences or model.features.fingerprint != data.fingerprint:
         raise ArtifactError(
             f"{model.directory} is a SavedModel of another schema than {data.directory}: in the "
-            f"data {'; '.join(differences) or 'the fingerprint differs'}. Run `recsys fit` again"
+            f"data {'; '.join(differences) or 'the fingerprint differs'}. "
+            f"Run `recsys {model.step}` again"
         )
 
 
@@ -229,6 +233,27 @@ class Estimate(_Frozen):
     value: float
     low: float
     high: float
+
+
+class TrainedRanker(Manifest):
+    """Made by `rank`: the second stage as a SavedModel with the signature `rank`.
+
+    `lists` holds what it was trained on and calibrated with, a record per request.
+    """
+
+    step: ClassVar[str] = "rank"
+
+    ranker: str
+    lists: dict[str, int] = Field(description="folder: requests in it")
+    with_label: dict[str, int] = Field(description="folder: requests whose label was retrieved")
+    candidates: int
+    features: Schema
+    best_epoch: int = Field(description="counted from 1")
+    curves: dict[str, list[float]] = Field(description="metric: one value per epoch")
+    held_out: dict[str, dict[str, float]] = Field(
+        description="metrics on what was held out, by scorer: ranker, uncalibrated, retrieval"
+    )
+    versions: dict[str, str]
 
 
 class EvaluationReport(Manifest):
@@ -251,6 +276,11 @@ class EvaluationReport(Manifest):
     per_query: str = Field(
         description="npz: user of each query, label and rank by scorer; with several labels a "
         "query, `splits` says which are whose"
+    )
+    impressions: dict[str, dict[str, float]] = Field(
+        {},
+        description="with two stages: AUC, AUC within requests and users, log loss, calibration "
+        "error and more of the ranked candidates, by scorer",
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from recsys.model_config import Train, TwoTowerConfig
+from recsys.ranking_config import Ranking
 from recsys.schema import Feature, Schema
 from recsys.search_space import Tune
 from recsys.section import Section
@@ -231,6 +232,7 @@ class RunConfig(Section):
     features: tuple[Feature, ...]
     model: TwoTowerConfig = TwoTowerConfig()
     train: Train = Train()
+    ranking: Ranking | None = Field(None, description="without it retrieval alone recommends")
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
     registry: Registry
@@ -261,7 +263,17 @@ class RunConfig(Section):
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
+        self._check_ranking()
         return self
+
+    def _check_ranking(self) -> None:
+        """An answer of two stages has no more items than are ranked."""
+        if self.ranking is None:
+            return
+        longest = {"evaluation.k": max(self.evaluation.k), "scoring.k": self.scoring.k}
+        for key, k in longest.items():
+            if k > self.ranking.candidates:
+                raise ValueError(f"{key}={k} exceeds ranking.candidates={self.ranking.candidates}")
 
     @property
     def schema_(self) -> Schema:

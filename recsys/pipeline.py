@@ -25,14 +25,16 @@ from recsys.artifacts import (
     RegisteredModel,
     Scoring,
     TrainedModel,
+    TrainedRanker,
 )
-from recsys.config import RunConfig
+from recsys.config import ConfigError, RunConfig
 from recsys.overrides import check_space, check_tunable
 from recsys.run_folder import RunFolder
 from recsys.summary import (
     Recommendation,
     decision_lines,
     export_lines,
+    impressions_table,
     lifts_table,
     metrics_table,
     recommendation_lines,
@@ -53,6 +55,7 @@ logger = logging.getLogger(__name__)
 STEPS: dict[str, tuple[str, type[Manifest]]] = {
     "prepare": ("data", PreparedData),
     "fit": ("model", TrainedModel),
+    "rank": ("ranking", TrainedRanker),
     "evaluate": ("evaluation", EvaluationReport),
     "export": ("export", ExportedModel),
     "register": ("registration", RegisteredModel),
@@ -89,11 +92,21 @@ class Run:
 
         check_reachable(tracking_uri(self.config.cluster, self.folder.path))
 
+    @property
+    def steps(self) -> list[str]:
+        """The steps of this run in their order."""
+        return steps_of(self.config)
+
     def do(self, step: str, again: bool = False) -> None:
         """Do one step, unless it is finished and not wanted `again`.
 
         A failure marks the MLflow run; the next attempt continues the same run.
+
+        Raises:
+            ConfigError: the config does not have this step.
         """
+        if step not in self.steps:
+            raise ConfigError(f"{step}: the config has no `ranking` section, so nothing is ranked")
         directory = self.directory(step)
         if STEPS[step][1].exists(directory) and not again:
             logger.info("%s: finished before, in %s", step, directory)
@@ -195,6 +208,8 @@ class Run:
             lifts_table(report, metric),
             slices_table(report.slices, metric),
         ]
+        if report.impressions:
+            parts.insert(3, impressions_table(report.impressions))
         if RegisteredModel.exists(self.directory("register")):
             registered = self.load("register", RegisteredModel)
             lines = export_lines(self.load("export", ExportedModel))
@@ -284,21 +299,34 @@ class Run:
             spark=lambda: self.spark,
         )
 
+    def _rank(self, directory: Path) -> None:
+        from training.rank import rank
+
+        data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
+        ranker = rank(self.config, data, model, directory)
+        self.tracker.log_metrics(
+            {f"ranker/held_out/{name}": v for name, v in ranker.held_out["ranker"].items()}
+        )
+
     def _evaluate(self, directory: Path) -> None:
         from training.evaluate import evaluate
 
         data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
         spark = self.spark if "als" in self.config.evaluation.baselines else None
-        report = evaluate(self.config, data, model, spark, directory)
+        report = evaluate(self.config, data, model, spark, directory, self._ranker())
         self.tracker.log_metrics(_test_metrics(report))
-        for name in ("data", "model", "evaluation"):
+        folders = ["data", "model", *(["ranking"] if self.config.ranking else []), "evaluation"]
+        for name in folders:
             self.tracker.log_artifact(self.folder.step(name) / MANIFEST, name)
 
     def _export(self, directory: Path) -> None:
         from serving_export.savedmodel import export
 
         data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
-        export(self.config, data, model, directory)
+        export(self.config, data, model, directory, self._ranker())
+
+    def _ranker(self) -> TrainedRanker | None:
+        return None if self.config.ranking is None else self.load("rank", TrainedRanker)
 
     def _register(self, directory: Path) -> None:
         from serving_export.registry import register
@@ -337,14 +365,24 @@ class Run:
         score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
 
 
+def steps_of(config: RunConfig) -> list[str]:
+    """The steps of a run: `rank` is one where the config has a `ranking` section."""
+    return [step for step in STEPS if step != "rank" or config.ranking is not None]
+
+
 def _test_metrics(report: EvaluationReport) -> dict[str, float]:
     scorers = {"test": report.model} | {
         f"baseline/{name}": metrics for name, metrics in report.baselines.items()
     }
-    return {
+    estimates = {
         f"{scorer}/{metric}": estimate.value
         for scorer, metrics in scorers.items()
         for metric, estimate in metrics.items()
+    }
+    return estimates | {
+        f"impressions/{scorer}/{metric}": value
+        for scorer, metrics in report.impressions.items()
+        for metric, value in metrics.items()
     }
 
 

@@ -32,6 +32,7 @@ from training.chief import is_chief, wait_for_chief
 logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 4096
+_BEFORE_REFIT = "towers_before_refit"
 _ENDLESS = tf.data.INFINITE_CARDINALITY
 _SECONDS_PER_DAY = 86_400
 LogMetrics = Callable[[dict[str, float], int], None]
@@ -53,7 +54,8 @@ def fit(
         config: the run.
         data: what `prepare` made; its schema must be that of the config.
         directory: receives `checkpoints/`, `towers/` and the manifest; shared by all workers, of
-            which the chief alone writes.
+            which the chief alone writes. With a `ranking` section and `train.refit`, also
+            `towers_before_refit/`, by whose scores the second stage is trained.
         mlflow_run_id: noted in the manifest.
         log_metrics: called after each epoch with its metrics and its number, by the chief alone.
 
@@ -78,6 +80,9 @@ def fit(
     best = state.best(train.monitor)
     logger.info("best epoch %d: %s %.4f", state.best_epoch, train.monitor, best)
     if train.refit:
+        if config.ranking is not None and is_chief():
+            # The second stage must not learn from scores of labels that were learned by heart.
+            _save_towers(model, directory / _BEFORE_REFIT)
         model = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
     manifest = _manifest(config, state, directory, mlflow_run_id)
     if is_chief():
@@ -285,4 +290,5 @@ def _manifest(
         curves=state.curves,
         mlflow_run_id=mlflow_run_id,
         versions={name: version(name) for name in packages},
+        before_refit=_BEFORE_REFIT if config.train.refit and config.ranking else None,
     )

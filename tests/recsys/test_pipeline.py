@@ -4,8 +4,8 @@ import pytest
 from mlflow import MlflowClient
 
 from recsys.artifacts import ArtifactError, EvaluationReport, PreparedData, RegisteredModel
-from recsys.config import RunConfig
-from recsys.pipeline import STEPS, TUNING, Run
+from recsys.config import ConfigError, RunConfig
+from recsys.pipeline import STEPS, TUNING, Run, steps_of
 from recsys.run_folder import RunFolder
 
 
@@ -21,11 +21,19 @@ def finished(run):
     return [name for name, (_, kind) in STEPS.items() if kind.exists(run.directory(name))]
 
 
+def test_ranking_is_a_step_where_the_config_has_its_section(run):
+    assert "rank" not in run.steps
+    ranking = RunConfig.model_validate(run.config.model_dump() | {"ranking": {"candidates": 20}})
+    assert steps_of(ranking) == list(STEPS)
+    with pytest.raises(ConfigError, match="no `ranking` section"):
+        run.do("rank")
+
+
 def test_a_finished_step_is_left_alone(run):
     before = run.load("prepare", PreparedData)
     run.do("prepare")
     assert run.load("prepare", PreparedData) == before
-    assert finished(run) == list(STEPS)
+    assert finished(run) == run.steps
 
 
 def test_a_step_done_again_takes_away_what_later_steps_made_of_it(run):
@@ -72,6 +80,7 @@ def test_the_run_reads_its_own_folders(run):
     assert [run.directory(step).name for step in STEPS] == [
         "data",
         "model",
+        "ranking",
         "evaluation",
         "export",
         "registration",
