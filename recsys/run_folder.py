@@ -21,7 +21,7 @@ class RunFolder:
     path: Path
 
     def step(self, name: str) -> Path:
-        """Folder of a step: data, model, evaluation, export, registration, promotion, scoring."""
+        """Folder of a step: data, model, ranking, evaluation, export, and so on."""
         return self.path / name
 
     def freeze(self, config: RunConfig) -> RunConfig:
