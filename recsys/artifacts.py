@@ -5,16 +5,13 @@ Paths inside a manifest are relative to its folder, so a run folder can be moved
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from recsys.atomic import write_atomically
 from recsys.schema import Schema
 
 MANIFEST = "manifest.json"
@@ -63,39 +60,6 @@ class Manifest(_Frozen):
     def exists(cls, directory: Path) -> bool:
         """Whether the step has finished in this folder."""
         return (directory / MANIFEST).is_file()
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace a text file as a whole, surviving a kill at any moment."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-@contextmanager
-def replaced(directory: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `directory` that takes its place when the block succeeds.
-
-    What was in `directory` stays until then. An error removes the new folder; what a killed
-    process left of one is removed by the next call.
-    """
-    new = directory.with_name(f".{directory.name}.new")
-    old = directory.with_name(f".{directory.name}.old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 class Examples(_Frozen):
@@ -207,9 +171,12 @@ class TrainedModel(Manifest):
     curves: dict[str, list[float]] = Field(description="metric: one value per epoch")
     mlflow_run_id: str | None
     versions: dict[str, str]
+    before_refit: str | None = Field(
+        None, description="towers that have not learned the validation labels, where others have"
+    )
 
 
-def check_same_schema(model: TrainedModel, data: PreparedData) -> None:
+def check_same_schema(model: TrainedModel | TrainedRanker, data: PreparedData) -> None:
     """Refuse a model that was trained on other features than the data have.
 
     Raises:
@@ -219,7 +186,8 @@ def check_same_schema(model: TrainedModel, data: PreparedData) -> None:
     if differences or model.features.fingerprint != data.fingerprint:
         raise ArtifactError(
             f"{model.directory} is a SavedModel of another schema than {data.directory}: in the "
-            f"data {'; '.join(differences) or 'the fingerprint differs'}. Run `recsys fit` again"
+            f"data {'; '.join(differences) or 'the fingerprint differs'}. "
+            f"Run `recsys {model.step}` again"
         )
 
 
@@ -252,6 +220,27 @@ class Estimate(_Frozen):
     high: float
 
 
+class TrainedRanker(Manifest):
+    """Made by `rank`: the second stage as a SavedModel with the signature `rank`.
+
+    `lists` holds what it was trained on and calibrated with, a record per request.
+    """
+
+    step: ClassVar[str] = "rank"
+
+    ranker: str
+    lists: dict[str, int] = Field(description="folder: requests in it")
+    with_label: dict[str, int] = Field(description="folder: requests whose label was retrieved")
+    candidates: int
+    features: Schema
+    best_epoch: int = Field(description="counted from 1")
+    curves: dict[str, list[float]] = Field(description="metric: one value per epoch")
+    held_out: dict[str, dict[str, float]] = Field(
+        description="metrics on what was held out, by scorer: ranker, uncalibrated, retrieval"
+    )
+    versions: dict[str, str]
+
+
 class EvaluationReport(Manifest):
     """Made by `evaluate`: metrics on the test window beside the baselines."""
 
@@ -272,6 +261,11 @@ class EvaluationReport(Manifest):
     per_query: str = Field(
         description="npz: user of each query, label and rank by scorer; with several labels a "
         "query, `splits` says which are whose"
+    )
+    impressions: dict[str, dict[str, float]] = Field(
+        {},
+        description="with two stages: AUC, AUC within requests and users, log loss, calibration "
+        "error and more of the ranked candidates, by scorer",
     )
 
 

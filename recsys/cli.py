@@ -17,7 +17,7 @@ import typer
 
 import recsys
 from recsys.config import ConfigError, RunConfig, load_config
-from recsys.pipeline import STEPS, Run
+from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Do all steps, skip those that are finished, and show what came out."""
     started = start_run(config, overrides, run_dir)
-    for step in STEPS:
+    for step in started.steps:
         started.do(step)
     started.finish()
     typer.echo(started.summary())
@@ -68,6 +68,12 @@ def prepare(
 def fit(run_dir: RunDirOption) -> None:
     """Train the towers; a training that was killed goes on where it stopped."""
     _finish_step(_continue(run_dir), "fit")
+
+
+@app.command()
+def rank(run_dir: RunDirOption) -> None:
+    """Train the second stage on what the towers retrieve, if the config has `ranking`."""
+    _finish_step(_continue(run_dir), "rank")
 
 
 @app.command()

@@ -90,7 +90,7 @@ def read_corpus(data: PreparedData) -> Corpus:
         "name": tf.io.FixedLenFeature([], tf.string, ""),
         "count": tf.io.FixedLenFeature([], tf.int64),
         "labels": tf.io.FixedLenFeature([], tf.int64),
-    } | _feature_spec(data.features.candidate)
+    } | feature_spec(data.features.candidate)
     columns = _read(data.files(data.corpus), spec)
     if len(columns["item"]) != data.corpus.num_items:
         raise ArtifactError(
@@ -115,7 +115,7 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
         "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
         "time": tf.io.FixedLenFeature([], tf.int64, 0),
         "exclusions": tf.io.RaggedFeature(tf.string),
-    } | _feature_spec(histories)
+    } | feature_spec(histories)
     rows = corpus.rows()
     parts: list[dict[str, NDArray[Any]]] = []
     with _named_corruption(data.files(examples)):
@@ -185,7 +185,7 @@ def _interactions(
 
 def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.data.Dataset:
     """Batches of raw query features in file order: `{name: [batch, *shape]}`."""
-    spec = _feature_spec(data.features.query)
+    spec = feature_spec(data.features.query)
     return (
         tf.data.TFRecordDataset(data.files(examples))
         .batch(batch_size)
@@ -226,7 +226,8 @@ def _corrupt(files: Sequence[str], error: tf.errors.DataLossError) -> ArtifactEr
     return ArtifactError(f"a shard was corrupt when read: {error.message}")
 
 
-def _feature_spec(features: Sequence[Feature]) -> dict[str, Any]:
+def feature_spec(features: Sequence[Feature]) -> dict[str, Any]:
+    """How `parse_examples` reads these features, one value each."""
     spec: dict[str, Any] = {}
     for feature in features:
         dtype = tf.dtypes.as_dtype(feature.dtype if feature.dtype != "float" else "float32")

@@ -26,15 +26,17 @@ from recsys.artifacts import (
     RegisteredModel,
     Scoring,
     TrainedModel,
+    TrainedRanker,
     with_corpus_of,
 )
-from recsys.config import RunConfig
+from recsys.config import ConfigError, RunConfig
 from recsys.overrides import check_space, check_tunable
 from recsys.registered import Registered, connect_registry
 from recsys.run_folder import RunFolder
 from recsys.summary import (
     decision_lines,
     export_lines,
+    impressions_table,
     lifts_table,
     metrics_table,
     recommendation_lines,
@@ -54,6 +56,7 @@ logger = logging.getLogger(__name__)
 STEPS: dict[str, tuple[str, type[Manifest]]] = {
     "prepare": ("data", PreparedData),
     "fit": ("model", TrainedModel),
+    "rank": ("ranking", TrainedRanker),
     "evaluate": ("evaluation", EvaluationReport),
     "export": ("export", ExportedModel),
     "register": ("registration", RegisteredModel),
@@ -89,6 +92,11 @@ class Run:
 
         check_reachable(tracking_uri(self.config.cluster, self.folder.path))
 
+    @property
+    def steps(self) -> list[str]:
+        """The steps of this run in their order."""
+        return steps_of(self.config)
+
     def do(self, step: str, again: bool = False, **arguments: object) -> None:
         """Do one step, unless it is finished and not wanted `again`.
 
@@ -98,7 +106,12 @@ class Run:
             step: name.
             again: whether to do a finished step anew.
             arguments: that the step takes besides its config and manifests.
+
+        Raises:
+            ConfigError: the config does not have this step.
         """
+        if step not in self.steps:
+            raise ConfigError(f"{step}: the config has no `ranking` section, so nothing is ranked")
         directory = self.directory(step)
         if STEPS[step][1].exists(directory) and not again:
             logger.info("%s: finished before, in %s", step, directory)
@@ -117,7 +130,13 @@ class Run:
 
         Raises:
             ArtifactError: `later` is not prepared, or has other features; the export stays.
+            ConfigError: there is a ranker, which knows the items that it was trained with alone.
         """
+        if self.config.ranking is not None:
+            raise ConfigError(
+                "export --corpus-of: a ranker knows the items of its training alone, so it cannot "
+                "rank a later corpus; train anew, or leave `ranking` out of the config"
+            )
         theirs = PreparedData.load(RunFolder(later).step(STEPS["prepare"][0]))
         data = with_corpus_of(self.load("prepare", PreparedData), theirs)
         self.do("export", again=True, data=data)
@@ -228,6 +247,8 @@ class Run:
             lifts_table(report, metric),
             slices_table(report.slices, metric),
         ]
+        if report.impressions:
+            parts.insert(3, impressions_table(report.impressions))
         return "\n\n".join(parts)
 
     def _if_finished(self, step: str, kind: type[M]) -> M | None:
@@ -283,15 +304,25 @@ class Run:
         # What the chief could not log while MLflow was away.
         self.tracker.log_curves(model.curves)
 
+    def _rank(self, directory: Path) -> None:
+        from training.rank import rank
+
+        data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
+        ranker = rank(self.config, data, model, directory)
+        self.tracker.log_metrics(
+            {f"ranker/held_out/{name}": v for name, v in ranker.held_out["ranker"].items()}
+        )
+
     def _evaluate(self, directory: Path) -> None:
         from training.evaluate import evaluate
         from training.plots import beside_baselines, curves
 
         data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
         spark = self.spark if "als" in self.config.evaluation.baselines else None
-        report = evaluate(self.config, data, model, spark, directory)
-        self.tracker.log_metrics(_test_metrics(report))
-        for name in ("data", "model", "evaluation"):
+        report = evaluate(self.config, data, model, spark, directory, self._ranker())
+        self.tracker.log_report(report)
+        folders = ["data", "model", *(["ranking"] if self.config.ranking else []), "evaluation"]
+        for name in folders:
             self.tracker.log_artifact(self.folder.step(name) / MANIFEST, name)
         self.tracker.log_text(self._tables(report), "evaluation/summary.txt")
         self.tracker.log_figure(curves(model), "model/curves.png")
@@ -302,7 +333,10 @@ class Run:
         from serving_export.savedmodel import export
 
         data = data or self.load("prepare", PreparedData)
-        export(self.config, data, self.load("fit", TrainedModel), directory)
+        export(self.config, data, self.load("fit", TrainedModel), directory, self._ranker())
+
+    def _ranker(self) -> TrainedRanker | None:
+        return None if self.config.ranking is None else self.load("rank", TrainedRanker)
 
     def _register(self, directory: Path) -> None:
         from serving_export.registry import register
@@ -349,12 +383,6 @@ class Run:
         score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
 
 
-def _test_metrics(report: EvaluationReport) -> dict[str, float]:
-    scorers = {"test": report.model} | {
-        f"baseline/{name}": metrics for name, metrics in report.baselines.items()
-    }
-    return {
-        f"{scorer}/{metric}": estimate.value
-        for scorer, metrics in scorers.items()
-        for metric, estimate in metrics.items()
-    }
+def steps_of(config: RunConfig) -> list[str]:
+    """The steps of a run: `rank` is one where the config has a `ranking` section."""
+    return [step for step in STEPS if step != "rank" or config.ranking is not None]

@@ -34,6 +34,21 @@ class Ranking:
     recommended: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What retrieval finds for a block of queries, best first.
+
+    Attributes:
+        queries: which of the queries these are.
+        items: `[rows, k]` corpus rows, -1 where fewer are not excluded.
+        scores: `[rows, k]`, -inf for no item.
+    """
+
+    queries: slice
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
 class DotProduct:
     """Scores of embedded queries against embedded candidates.
 
@@ -51,6 +66,7 @@ class DotProduct:
         repeat: NDArray[np.float32] | None = None,
         history: NDArray[np.int32] | None = None,
     ) -> None:
+        self.candidates = candidates
         self._queries = queries
         self._candidates = candidates.T.copy()
         self._repeat = repeat
@@ -96,6 +112,27 @@ def rank_queries(
         rank[own] = rank_of_label(scores, queries.label[own], uniform[own], begins - begins[0])
         recommended[rows] = _top(scores, depth)
     return Ranking(rank, recommended)
+
+
+def candidate_lists(
+    name: str, scorer: Scorer, queries: Interactions, num_items: int, k: int
+) -> Iterator[Candidates]:
+    """Yield the k best candidates of all queries in their order, a block of queries at a time.
+
+    Args:
+        name: of the scorer, for progress.
+        scorer: made for these queries.
+        queries: `[n]`, with their exclusions.
+        num_items: size of the corpus.
+        k: length of the lists; shorter where the corpus is smaller.
+    """
+    depth = min(k, num_items)
+    for rows in _blocks(name, len(queries), num_items):
+        scores = scorer.scores(rows)
+        _exclude(scores, queries, rows)
+        items = _top(scores, depth)
+        best = np.take_along_axis(scores, np.maximum(items, 0), axis=1)
+        yield Candidates(rows, items, np.where(items < 0, -np.inf, best).astype(np.float32))
 
 
 def _blocks(name: str, num_queries: int, num_items: int) -> Iterator[slice]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from recsys.artifacts import ArtifactError, write_atomically
+from recsys.artifacts import ArtifactError
+from recsys.atomic import write_atomically
 from recsys.config import ConfigError, RunConfig
 
 _CONFIG = "config.json"
@@ -21,7 +22,7 @@ class RunFolder:
     path: Path
 
     def step(self, name: str) -> Path:
-        """Folder of a step: data, model, evaluation, export, registration, promotion, scoring."""
+        """Folder of a step: data, model, ranking, evaluation, export, and so on."""
         return self.path / name
 
     def freeze(self, config: RunConfig) -> RunConfig:

@@ -17,7 +17,7 @@ Table = Literal["events", "items", "users"]
 #: Fields of a training example and of a corpus record that no feature may be called.
 RESERVED = frozenset(
     {"label", "weight", "user", "time", "exclusions", "item", "name", "count", "labels", "k"}
-    | {"known", "sequence", "row"}
+    | {"known", "sequence", "row", "candidates", "retrieval_scores", "label_place"}
 )
 
 

@@ -103,6 +103,17 @@ def recommendation_lines(shown: Sequence[Recommendation]) -> list[str]:
     return lines
 
 
+def impressions_table(impressions: Mapping[str, Mapping[str, float]]) -> str:
+    """How both stages order and rate the candidates that were ranked."""
+    shown = ("auc", "user_auc", "request_auc", "ndcg@10", "mrr", "log_loss", "calibration_error")
+    rows = [["of the ranked", *shown]]
+    for name, values in impressions.items():
+        # Scores of retrieval are no log odds.
+        told = [m for m in shown if name == "model" or m not in ("log_loss", "calibration_error")]
+        rows.append([name, *(f"{values[m]:.4f}" if m in told else "" for m in shown)])
+    return _aligned(rows)
+
+
 def slices_table(slices: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str) -> str:
     """Queries and one metric by slice and bucket."""
     rows = [["slice", "", "queries", metric]]

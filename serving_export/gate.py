@@ -80,14 +80,17 @@ class Limit:
 
 
 def against_baselines(config: RunConfig, report: EvaluationReport) -> list[Comparison]:
-    """Compare with each counting baseline that was evaluated.
+    """Compare with each counting baseline that was evaluated, and two stages with the first alone.
 
     Raises:
         ArtifactError: none was, or the report lacks the metric of the gate.
     """
     gate = config.registry.gate
     rivals = [name for name in COUNTING_BASELINES if name in report.lifts]
-    if not rivals:
+    if "retrieval" in report.lifts:
+        # A second stage must earn its place.
+        rivals.insert(0, "retrieval")
+    if rivals in ([], ["retrieval"]):
         raise ArtifactError(
             f"the evaluation holds none of the baselines that gate a promotion: add one of "
             f"{list(COUNTING_BASELINES)} to evaluation.baselines and run `recsys evaluate` again"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recsys.artifacts import write_atomically
+from recsys.atomic import write_atomically
 
 _PLAN = "plan.json"
 

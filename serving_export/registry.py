@@ -25,13 +25,8 @@ from mlflow.types import DataType, ParamSchema, ParamSpec
 from mlflow.types.schema import Array, ColSpec
 from mlflow.types.schema import Schema as ColumnSchema
 
-from recsys.artifacts import (
-    ArtifactError,
-    EvaluationReport,
-    ExportedModel,
-    RegisteredModel,
-    replaced,
-)
+from recsys.artifacts import ArtifactError, EvaluationReport, ExportedModel, RegisteredModel
+from recsys.atomic import replaced
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
 

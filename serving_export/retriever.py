@@ -104,18 +104,23 @@ class Retriever(tf.Module):
     def signatures(self) -> dict[str, Any]:
         """Trace every signature; what `tf.saved_model.save` takes."""
         query = raw_signature(self._schema.query)
-        request = query | {
-            "k": tf.TensorSpec(None, tf.int32, "k"),
-            "exclusions": tf.TensorSpec([None, None], tf.string, "exclusions"),
-        }
         candidate = raw_signature(self._schema.candidate)
-        recommend = tf.function(self.recommend).get_concrete_function(**request)
+        recommend = tf.function(self.recommend).get_concrete_function(**self._request())
         return {
             "serving_default": recommend,
             "recommend": recommend,
             "embed_query": tf.function(self.embed_query).get_concrete_function(**query),
             "embed_candidate": tf.function(self.embed_candidate).get_concrete_function(**candidate),
         }
+
+    def _request(self) -> dict[str, tf.TensorSpec]:
+        return raw_signature(self._schema.query) | {
+            "k": tf.TensorSpec(None, tf.int32, "k"),
+            "exclusions": tf.TensorSpec([None, None], tf.string, "exclusions"),
+        }
+
+    def _features(self, request: Mapping[str, tf.Tensor]) -> Tensors:
+        return {f.name: request[f.name] for f in self._schema.query}
 
     def embed_query(self, /, **features: tf.Tensor) -> Tensors:
         """Embed raw query and context features: the outputs of the query tower."""
@@ -142,9 +147,15 @@ class Retriever(tf.Module):
 
     def recommend(self, /, **request: tf.Tensor) -> Tensors:
         """Answer `ids` and `scores`, `[batch, min(largest k, N)]`."""
-        features = {f.name: request[f.name] for f in self._schema.query}
-        excluded = self._excluded_rows(features, request["exclusions"])
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
+        rows, scores = self._best(self._features(request), request["exclusions"], k)
+        return self._answer(rows, scores, request["k"])
+
+    def _best(
+        self, features: Mapping[str, tf.Tensor], exclusions: tf.Tensor, k: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Find rows and scores of the best k that may be returned, `[batch, k]`; -inf for none."""
+        excluded = self._excluded_rows(features, exclusions)
         query = self.embed_query(**features)
         spare = tf.shape(excluded)[1] + (tf.shape(query["repeat"])[1] if "repeat" in query else 0)
         # Even if every excluded item is among the best, k others are. ScaNN refuses to find none.
@@ -158,9 +169,13 @@ class Retriever(tf.Module):
             rows, scores = self._with_repeats(rows, scores, query, self._seen_rows(features, cold))
         dropped = self._contains(excluded, rows) | tf.math.is_nan(scores)
         scores, order = tf.math.top_k(tf.where(dropped, -np.inf, scores), k)
-        wanted = tf.range(k) < tf.reshape(request["k"], [-1, 1])
+        return tf.gather(rows, order, batch_dims=1), scores
+
+    def _answer(self, rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor) -> Tensors:
+        """Name the best, as many as each query wants: `k` is `[]` or `[batch]`."""
+        wanted = tf.range(tf.shape(scores)[1]) < tf.reshape(k, [-1, 1])
         scores = tf.where(wanted, scores, -np.inf)
-        ids = tf.gather(self._ids, tf.gather(rows, order, batch_dims=1))
+        ids = tf.gather(self._ids, rows)
         return {"ids": tf.where(tf.math.is_inf(scores), "", ids), "scores": scores}
 
     def _seen_rows(self, features: Mapping[str, tf.Tensor], cold: tf.Tensor) -> tf.Tensor:

@@ -19,10 +19,10 @@ from recsys.artifacts import (
     IndexReport,
     PreparedData,
     TrainedModel,
+    TrainedRanker,
     check_same_schema,
-    replaced,
-    write_atomically,
 )
+from recsys.atomic import replaced, write_atomically
 from recsys.config import RunConfig
 from recsys.dataset import raw_batches, read_corpus
 from recsys.models.embed import embed, in_batches, load_towers
@@ -30,6 +30,7 @@ from recsys.summary import index_table
 from serving_export.index import ExactIndex, ScannIndex
 from serving_export.index_tuning import build
 from serving_export.retriever import Retriever
+from serving_export.two_stage import Stages, TwoStageRecommender, load_second
 from serving_export.verify import Expectation, verify
 
 logger = logging.getLogger(__name__)
@@ -40,20 +41,28 @@ _TUNING_QUERIES = 1000
 
 
 def export(
-    config: RunConfig, data: PreparedData, model: TrainedModel, directory: Path
+    config: RunConfig,
+    data: PreparedData,
+    model: TrainedModel,
+    directory: Path,
+    ranker: TrainedRanker | None = None,
 ) -> ExportedModel:
     """Write the variants `scann` and `exact` into `directory`, which is replaced as a whole.
 
     `exact` needs stock TensorFlow ops only; `scann` needs `scann.scann_ops.py.scann_ops` imported
-    before it is loaded. Signatures: `serving_export.retriever.Retriever`. Each variant carries
+    before it is loaded. Signatures: `serving_export.retriever.Retriever`, with a ranker those of
+    `serving_export.two_stage.TwoStageRecommender`. Each variant carries
     `assets.extra/contract.json`: schema and its fingerprint, signature, index, measured recall.
     Beside them `index.txt` and `index.png` show what the index was chosen from.
 
     Raises:
-        ArtifactError: model and data differ in their schema, there is no held-out query, the index
-            misses its recall target, or a variant answers otherwise in a fresh process.
+        ArtifactError: model, ranker and data differ in their schema, there is no held-out query,
+            the index misses its recall target, or a variant answers otherwise in a fresh process.
     """
     check_same_schema(model, data)
+    if ranker is not None:
+        check_same_schema(ranker, data)
+    second = None if ranker is None else load_second(ranker)
     towers = load_towers(model.directory / model.towers)
     corpus = read_corpus(data)
     queries = _held_out_queries(data, max(_TUNING_QUERIES, config.export.parity_queries))
@@ -66,19 +75,18 @@ def export(
     }
     # Without a least history, training saw queries of which nothing is known.
     prior_when_cold = config.data.min_history > 0
-    contract = _contract(data, report, len(corpus))
+    contract = _contract(data, report, len(corpus), ranker)
     with replaced(directory) as folder:
         for name in _VARIANTS:
             logger.info("writing %s", name)
-            retriever = Retriever(
-                towers,
-                indexes[name],
-                corpus,
-                data,
-                embeddings=embeddings if "repeat" in embedded else None,
-                prior_when_cold=prior_when_cold,
-            )
-            _write(retriever, folder / name, contract)
+            if second is None:
+                kept = embeddings if "repeat" in embedded else None
+                served = Retriever(towers, indexes[name], corpus, data, kept, prior_when_cold)
+            else:
+                served = TwoStageRecommender(
+                    Stages(towers, second), indexes[name], corpus, data, embeddings, prior_when_cold
+                )
+            _write(served, folder / name, contract)
         few = slice(config.export.parity_queries)
         expectation = Expectation(
             data=data,
@@ -87,6 +95,7 @@ def export(
             embeddings=embeddings,
             embedded={name: values[few] for name, values in embedded.items()},
             prior_when_cold=prior_when_cold,
+            second=second,
         )
         _write_curve(report, config.export.index.min_recall, folder)
         parity = verify(expectation, {n: folder / n for n in _VARIANTS}, report, config.export)
@@ -100,7 +109,7 @@ def export(
             exclude_seen=data.exclude_seen,
             index=report,
             parity=parity,
-            digest=_digest(config, data, model),
+            digest=_digest(config, data, model, ranker),
             versions=_versions(),
         ).save()
     return exported.model_copy(update={"directory": directory})
@@ -159,8 +168,11 @@ def _shape(spec: tf.TensorSpec) -> list[int | None] | None:
     return dimensions
 
 
-def _contract(data: PreparedData, index: IndexReport, num_candidates: int) -> dict[str, Any]:
-    return {
+def _contract(
+    data: PreparedData, index: IndexReport, num_candidates: int, ranker: TrainedRanker | None
+) -> dict[str, Any]:
+    ranking = {} if ranker is None else {"ranking": {"candidates": ranker.candidates}}
+    return ranking | {
         "version": 1,
         "fingerprint": data.fingerprint,
         "features": data.features.model_dump(mode="json")["features"],
@@ -175,10 +187,14 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in _VERSIONS_OF}
 
 
-def _digest(config: RunConfig, data: PreparedData, model: TrainedModel) -> str:
-    """Hash of all that an export depends on: towers, corpus, vocabularies, settings."""
-    towers = model.directory / model.towers
-    files = sorted(path for path in towers.rglob("*") if path.is_file())
+def _digest(
+    config: RunConfig, data: PreparedData, model: TrainedModel, ranker: TrainedRanker | None
+) -> str:
+    """Hash of all that an export depends on: towers, ranker, corpus, vocabularies, settings."""
+    folders = [model.directory / model.towers]
+    if ranker is not None:
+        folders.append(ranker.directory / ranker.ranker)
+    files = [path for f in folders for path in sorted(f.rglob("*")) if path.is_file()]
     files += [Path(file) for file in data.files(data.corpus)]
     files += [data.directory / v.path for _, v in sorted(data.vocabularies.items())]
     digest = hashlib.sha256(config.export.model_dump_json().encode())

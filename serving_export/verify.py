@@ -1,4 +1,7 @@
-"""Ask exported models in a fresh process, compare with an independent exact answer in NumPy."""
+"""Ask exported models in a fresh process, compare with an independent exact answer in NumPy.
+
+What a second stage makes of the candidates is that of the ranker that evaluation calls.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError, IndexReport, PreparedData
@@ -20,11 +24,13 @@ from recsys.config import Export
 from recsys.dataset import Corpus
 from serving_export.retriever import log_prior
 from serving_export.searcher import Floats
+from serving_export.two_stage import Second
 
 logger = logging.getLogger(__name__)
 
 _ANSWER = Path(__file__).with_name("answer.py")
 _TIE = 1e-5
+_RANKED_AT_ONCE = 64
 _TIMEOUT_SECONDS = 1800
 #: Recall of an index on few queries may fall this much below that on all of them.
 _SAMPLING_SLACK = 0.05
@@ -42,6 +48,7 @@ class Expectation:
         embedded: of the queries, `embedding` `[num_queries, dim]`, and `repeat`
             `[num_queries, length]` if items of the history have scores of their own.
         prior_when_cold: whether cold queries are answered by popularity.
+        second: ranks the candidates; None where retrieval alone recommends.
     """
 
     data: PreparedData
@@ -50,6 +57,7 @@ class Expectation:
     embeddings: Floats
     embedded: dict[str, Floats]
     prior_when_cold: bool = True
+    second: Second | None = None
 
     def scores(self) -> Floats:
         """Score of every candidate for every query, -inf where excluded."""
@@ -64,6 +72,45 @@ class Expectation:
                 scores[query] = prior
             scores[query, [rows[item] for item in seen if item in rows]] = -np.inf
         return scores
+
+    def ranked(self, first: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """Scores after the second stage, -inf for what it does not rank, of some of the queries.
+
+        Args:
+            first: `[num_queries, num_candidates]` of the first stage, -inf where excluded.
+
+        Returns:
+            The scores of all queries, and which of them, `[num_queries]`, are certain: elsewhere
+            more candidates tie for the last place that is ranked than have room.
+        """
+        assert self.second is not None
+        depth = min(self.second.candidates, first.shape[1])
+        rows = np.argsort(-first, axis=1, kind="stable")[:, :depth]
+        best = np.take_along_axis(first, rows, axis=1)
+        found = np.isfinite(best)
+        scores = self._by_ranker(self.second, np.where(found, rows, -1), best)
+        cold = np.array(list(self._cold())) & self.prior_when_cold
+        scores = np.where(cold[:, np.newaxis], best, scores)
+        ranked = np.full_like(first, -np.inf)
+        np.put_along_axis(ranked, rows, np.where(found, scores, -np.inf), axis=1)
+        within = np.count_nonzero(first >= best[:, -1:] - _TIE, axis=1)
+        return ranked, ~found[:, -1] | (within <= depth)
+
+    def _by_ranker(self, second: Second, rows: NDArray[Any], first: Floats) -> Floats:
+        """Log odds of `rows`, `[num_queries, ranked]`, by the pipeline that evaluation uses."""
+        rank = second.ranker.signatures["rank"]
+        parts = [
+            rank(
+                **{name: tf.constant(values[own]) for name, values in self.queries.items()},
+                candidates=tf.constant(rows[own], tf.int32),
+                retrieval_scores=tf.constant(first[own]),
+            )["scores"].numpy()
+            for own in (
+                slice(begin, begin + _RANKED_AT_ONCE)
+                for begin in range(0, len(rows), _RANKED_AT_ONCE)
+            )
+        ]
+        return np.concatenate(parts)
 
     def _repeats(self) -> Iterable[tuple[int, bytes, float]]:
         """Yield what is added to the score of an item, with the query."""
@@ -113,6 +160,16 @@ def verify(
     scores[np.arange(1, len(scores), 2), best[1::2]] = -np.inf
     requests = expectation.queries | {"exclusions": exclusions, "k": np.int32(index.k)}
     answers = ask(variants, requests)
+    if expectation.second is not None:
+        scores, certain = expectation.ranked(scores)
+        if not certain.any():
+            raise ArtifactError(
+                "retrieval gives equal scores to more items than ranking.candidates="
+                f"{expectation.second.candidates} for each of {len(scores)} queries, so it is a "
+                "matter of chance which are ranked: raise it"
+            )
+        scores = scores[certain]
+        answers = {v: {n: a[certain] for n, a in found.items()} for v, found in answers.items()}
     parity = {
         "exact": _equal(expectation.corpus, scores, answers["exact"]),
         "scann": _recall(expectation.corpus, scores, answers["scann"]),
@@ -198,4 +255,4 @@ def _true_scores(corpus: Corpus, scores: Floats, ids: NDArray[np.bytes_]) -> Flo
 
 def _close(left: Floats, right: Floats) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
-        return (left == right) | (np.abs(left - right) <= _TIE)
+        return (left == right) | (np.abs(left - right) <= _TIE * np.maximum(1, np.abs(right)))

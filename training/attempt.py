@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from recsys.artifacts import write_atomically
+from recsys.atomic import write_atomically
 
 _ABANDONED = "abandoned"
 _RESULT = "result.pickle"

@@ -17,7 +17,8 @@ import tensorflow as tf
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from recsys.artifacts import ArtifactError, write_atomically
+from recsys.artifacts import ArtifactError
+from recsys.atomic import write_atomically
 from training.chief import from_chief, is_chief, wait_for_chief
 from training.progress import advance
 

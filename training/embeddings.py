@@ -14,33 +14,39 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from recsys.artifacts import ArtifactError, PreparedData
+from recsys.artifacts import ArtifactError, Examples, PreparedData
 from recsys.dataset import Corpus, named_corruption, raw_batches
 from recsys.models.embed import BATCH, embed, in_batches, load_towers
 from recsys.ranks import DotProduct
 
 
 def two_tower_scorer(
-    savedmodel: Path, data: PreparedData, corpus: Corpus, history: NDArray[np.int32]
+    savedmodel: Path,
+    data: PreparedData,
+    corpus: Corpus,
+    history: NDArray[np.int32],
+    split: Examples | None = None,
 ) -> DotProduct:
-    """Embed the test queries and the corpus, to be compared by dot product.
+    """Embed the queries of a split and the corpus, to be compared by dot product.
 
     Args:
         savedmodel: folder of a SavedModel with `embed_query` and `embed_candidate`.
-        data: prepared data whose test queries are scored.
+        data: prepared data whose queries are scored.
         corpus: candidates of the data.
-        history: `[queries, any]`, corpus rows of the items that the test queries have seen.
+        history: `[queries, any]`, corpus rows of the items that the queries have seen.
+        split: of the data; the test split if not given.
 
     Raises:
         ArtifactError: no such SavedModel, it reads features that the data lack, or it gives
             embeddings that are not finite.
     """
     towers = load_towers(savedmodel)
-    queries, items = raw_batches(data, data.test, BATCH), in_batches(corpus.features)
+    split = data.test if split is None else split
+    queries, items = raw_batches(data, split, BATCH), in_batches(corpus.features)
     for name, batches in (("embed_query", queries), ("embed_candidate", items)):
         where = f"{savedmodel} on {data.directory}: {name}"
         _check_inputs(towers.signatures[name], batches.element_spec, where)
-    with named_corruption(data, data.test):
+    with named_corruption(data, split):
         embedded = embed(towers, "embed_query", queries)
     candidates = embed(towers, "embed_candidate", items)["embedding"]
     repeat = embedded.get("repeat")

@@ -23,6 +23,7 @@ from recsys.artifacts import (
     EvaluationReport,
     PreparedData,
     TrainedModel,
+    TrainedRanker,
     check_same_schema,
 )
 from recsys.baselines import Scorer, counting_baseline
@@ -36,10 +37,19 @@ from recsys.dataset import (
     read_sequences,
 )
 from recsys.metrics import coverage, novelty, per_query, self_information
-from recsys.ranks import Ranking, rank_queries
+from recsys.ranks import Ranking, candidate_lists, rank_queries
 from training.als import als_baseline
 from training.embeddings import two_tower_scorer
 from training.slices import slices
+from training.two_stage import (
+    RankedLists,
+    RankFunction,
+    TwoStages,
+    exported_rank,
+    impressions,
+    rank_function,
+    rank_lists,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -48,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 _PER_QUERY = "per_query.npz"
 _MODEL = "model"
+#: The first stage alone, beside two stages.
+RETRIEVAL = "retrieval"
 
 
 def evaluate(
@@ -56,6 +68,7 @@ def evaluate(
     model: TrainedModel,
     spark: SparkSession | None,
     directory: Path,
+    ranker: TrainedRanker | None = None,
 ) -> EvaluationReport:
     """Evaluate a trained model on the test window of the data it was made for.
 
@@ -65,16 +78,22 @@ def evaluate(
         model: from `fit`, of the same schema.
         spark: fits `als`; may be None where `als` is no baseline.
         directory: receives `per_query.npz` and, last, the manifest.
+        ranker: from `rank`, of the same data. Then two stages are the model, and retrieval alone is
+            among the baselines.
 
     Raises:
         ArtifactError: the model has another schema than the data, or either cannot be read.
     """
     check_same_schema(model, data)
     window = _read(data)
-    rankings = {_MODEL: _rank_towers(config, data, window, model.directory / model.towers)}
+    rankings, lists = _rank_model(config, data, window, model.directory / model.towers, ranker)
     for name in config.evaluation.baselines:
         rankings[name] = _rank(config, window, name, _baseline(config, window, name, spark))
-    return _write(_report(config, data, window, rankings, directory), window.queries, rankings)
+    report = _report(config, data, window, rankings, directory)
+    if lists is not None:
+        found = impressions(lists, window.queries)
+        report = report.model_copy(update={"impressions": found})
+    return _write(report, window.queries, rankings)
 
 
 def evaluate_savedmodel(
@@ -82,14 +101,20 @@ def evaluate_savedmodel(
 ) -> EvaluationReport:
     """Evaluate any SavedModel with `embed_query` and `embed_candidate`, such as the champion.
 
-    Only the inputs that its signatures declare must be in the data; the vocabularies are its own.
+    If it has a second stage, that ranks what its towers find. Only the inputs that its signatures
+    declare must be in the data; the vocabularies are its own.
     The report has no baselines: they do not depend on the model.
 
     Raises:
         ArtifactError: the SavedModel reads features that the data lack, or cannot be read.
     """
     window = _read(data)
-    rankings = {_MODEL: _rank_towers(config, data, window, savedmodel)}
+    scorer = two_tower_scorer(savedmodel, data, window.corpus, window.queries.history)
+    second = exported_rank(savedmodel, window.corpus)
+    model: Scorer = scorer
+    if second is not None:
+        model = TwoStages(scorer, _ranked(data, window, scorer, *second))
+    rankings = {_MODEL: _rank(config, window, _MODEL, model)}
     return _write(_report(config, data, window, rankings, directory), window.queries, rankings)
 
 
@@ -119,15 +144,29 @@ def _baseline(config: RunConfig, window: _Window, name: str, spark: SparkSession
     return counting_baseline(name, window.known, window.queries, num_items)
 
 
-def _rank_towers(
-    config: RunConfig, data: PreparedData, window: _Window, savedmodel: Path
-) -> Ranking:
-    return _rank(
-        config,
-        window,
-        _MODEL,
-        two_tower_scorer(savedmodel, data, window.corpus, window.queries.history),
-    )
+def _rank_model(
+    config: RunConfig,
+    data: PreparedData,
+    window: _Window,
+    towers: Path,
+    ranker: TrainedRanker | None,
+) -> tuple[dict[str, Ranking], RankedLists | None]:
+    """Rank by the towers, or by both stages and by the towers; then with what the second saw."""
+    scorer = two_tower_scorer(towers, data, window.corpus, window.queries.history)
+    if ranker is None:
+        return {_MODEL: _rank(config, window, _MODEL, scorer)}, None
+    check_same_schema(ranker, data)
+    lists = _ranked(data, window, scorer, rank_function(ranker), ranker.candidates)
+    both: dict[str, Scorer] = {_MODEL: TwoStages(scorer, lists), RETRIEVAL: scorer}
+    return {name: _rank(config, window, name, s) for name, s in both.items()}, lists
+
+
+def _ranked(
+    data: PreparedData, window: _Window, scorer: Scorer, rank: RankFunction, candidates: int
+) -> RankedLists:
+    queries, num_items = window.queries, len(window.corpus)
+    lists = candidate_lists("candidates", scorer, queries, num_items, candidates)
+    return rank_lists(rank, data, data.test, lists)
 
 
 def _rank(config: RunConfig, window: _Window, name: str, scorer: Scorer) -> Ranking:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from recsys.artifacts import ArtifactError, PreparedData, Sequences, TrainedModel, replaced
+from recsys.artifacts import ArtifactError, PreparedData, Sequences, TrainedModel
+from recsys.atomic import replaced
 from recsys.config import RunConfig
 from recsys.dataset import (
     named_corruption,
@@ -42,6 +43,7 @@ from training.progress import advance
 logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 4096
+_BEFORE_REFIT = "towers_before_refit"
 _ENDLESS = tf.data.INFINITE_CARDINALITY
 _SECONDS_PER_DAY = 86_400
 
@@ -63,7 +65,8 @@ def fit(
         config: the run.
         data: what `prepare` made; its schema must be that of the config.
         directory: receives `checkpoints/`, `towers/` and the manifest; shared by all workers, of
-            which the chief alone writes.
+            which the chief alone writes. With a `ranking` section and `train.refit`, also
+            `towers_before_refit/`, by whose scores the second stage is trained.
         mlflow_run_id: noted in the manifest.
         log_curves: called by the chief alone after each epoch, once its checkpoint exists, and
             after a restart: with the metrics of all epochs so far, so it must log none twice.
@@ -104,6 +107,9 @@ def _fit(
     best = state.best(train.monitor)
     logger.info("best epoch %d: %s %.4f", state.best_epoch, train.monitor, best)
     if train.refit:
+        if config.ranking is not None and is_chief():
+            # The second stage must not learn from scores of labels that were learned by heart.
+            _save_towers(model, directory / _BEFORE_REFIT)
         model = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
     manifest = _manifest(config, state, directory, mlflow_run_id)
     if is_chief():
@@ -312,4 +318,5 @@ def _manifest(
         curves=state.curves,
         mlflow_run_id=mlflow_run_id,
         versions={name: version(name) for name in packages},
+        before_refit=_BEFORE_REFIT if config.train.refit and config.ranking else None,
     )

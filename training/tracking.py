@@ -18,6 +18,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
+from recsys.artifacts import EvaluationReport
 from recsys.config import Cluster, RunConfig
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,10 @@ class Tracker:
         now = get_current_time_millis()
         entries = [Metric(_key(name), float(value), now, step) for name, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_report(self, report: EvaluationReport) -> None:
+        """Log the metrics of an evaluation, those of the baselines and of the ranked lists."""
+        self.log_metrics(_test_metrics(report))
 
     def log_curves(self, curves: Mapping[str, Sequence[float]]) -> None:
         """Log the metrics of all epochs, each under its number, but those that have been logged.
@@ -251,3 +256,19 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             # MLflow allows neither parentheses nor quotes in keys; drop reasons may hold any.
             safe = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}{key}")
             yield safe, str(value)
+
+
+def _test_metrics(report: EvaluationReport) -> dict[str, float]:
+    scorers = {"test": report.model} | {
+        f"baseline/{name}": metrics for name, metrics in report.baselines.items()
+    }
+    estimates = {
+        f"{scorer}/{metric}": estimate.value
+        for scorer, metrics in scorers.items()
+        for metric, estimate in metrics.items()
+    }
+    return estimates | {
+        f"impressions/{scorer}/{metric}": value
+        for scorer, metrics in report.impressions.items()
+        for metric, value in metrics.items()
+    }

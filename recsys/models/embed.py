@@ -21,17 +21,27 @@ def load_towers(folder: Path) -> Any:
     Raises:
         ArtifactError: there is none, or it lacks a signature.
     """
+    return load_savedmodel(folder, "embed_query", "embed_candidate")
+
+
+def load_savedmodel(folder: Path, *signatures: str) -> Any:
+    """Load a SavedModel with these signatures.
+
+    Raises:
+        ArtifactError: there is none, or it lacks a signature.
+    """
     try:
-        towers = tf.saved_model.load(str(folder))
+        model = tf.saved_model.load(str(folder))
     except (OSError, tf.errors.OpError) as error:
         raise ArtifactError(f"{folder} cannot be loaded as a SavedModel: {error}") from error
-    for name in ("embed_query", "embed_candidate"):
-        if name not in towers.signatures:
+    for name in signatures:
+        if name not in model.signatures:
+            step = "rank" if name == "rank" else "fit"
             raise ArtifactError(
-                f"{folder} has no signature {name!r}, only {sorted(towers.signatures)}: "
-                "expected the towers that `recsys fit` writes"
+                f"{folder} has no signature {name!r}, only {sorted(model.signatures)}: "
+                f"expected what `recsys {step}` writes"
             )
-    return towers
+    return model
 
 
 def in_batches(features: Mapping[str, NDArray[Any]]) -> tf.data.Dataset:

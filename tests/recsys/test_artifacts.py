@@ -1,13 +1,6 @@
 import pytest
 
-from recsys.artifacts import (
-    ArtifactError,
-    Promotion,
-    RegisteredModel,
-    TrainedModel,
-    replaced,
-    write_atomically,
-)
+from recsys.artifacts import ArtifactError, Promotion, RegisteredModel, TrainedModel
 from recsys.schema import Feature, Schema
 
 
@@ -45,14 +38,6 @@ def test_a_manifest_of_a_later_format_is_refused(tmp_path):
         RegisteredModel.load(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    file = tmp_path / "state.json"
-    write_atomically(file, "good")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(file, "bad \udcff")
-    assert file.read_text() == "good"
-
-
 def test_a_curve_that_is_not_finite_can_be_read_again(tmp_path):
     features = Schema(
         features=(
@@ -75,44 +60,3 @@ def test_a_curve_that_is_not_finite_can_be_read_again(tmp_path):
     assert loss[0] == 1.0
     assert loss[1] != loss[1]
     assert loss[2] == float("inf")
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_folder_appears_whole_and_is_replaced_as_a_whole(tmp_path):
-    target = tmp_path / "deep" / "export"
-    with replaced(target) as folder:
-        (folder / "old").write_text("old")
-        assert not target.exists()
-    assert names(target) == ["old"]
-    with replaced(target) as folder:
-        (folder / "new").write_text("new")
-        assert names(target) == ["old"]
-    assert names(target) == ["new"]
-    assert names(target.parent) == ["export"]
-
-
-def test_an_error_keeps_the_folder_that_was_there(tmp_path):
-    target = tmp_path / "export"
-    target.mkdir()
-    (target / "old").write_text("old")
-
-    def fill(folder):
-        (folder / "half").write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"), replaced(target) as folder:
-        fill(folder)
-    assert names(target) == ["old"]
-    assert names(tmp_path) == ["export"]
-
-
-def test_leftovers_of_a_killed_process_are_not_taken_over(tmp_path):
-    leftover = tmp_path / ".export.new"
-    leftover.mkdir()
-    (leftover / "half").write_text("half")
-    with replaced(tmp_path / "export") as folder:
-        assert names(folder) == []
-    assert names(tmp_path) == ["export"]

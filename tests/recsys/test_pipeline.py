@@ -11,8 +11,8 @@ from recsys.artifacts import (
     ExportedModel,
     PreparedData,
 )
-from recsys.config import RunConfig
-from recsys.pipeline import STEPS, TUNING, Run
+from recsys.config import ConfigError, RunConfig
+from recsys.pipeline import STEPS, TUNING, Run, steps_of
 from recsys.run_folder import RunFolder
 
 
@@ -28,11 +28,19 @@ def finished(run):
     return [name for name, (_, kind) in STEPS.items() if kind.exists(run.directory(name))]
 
 
+def test_ranking_is_a_step_where_the_config_has_its_section(run):
+    assert "rank" not in run.steps
+    ranking = RunConfig.model_validate(run.config.model_dump() | {"ranking": {"candidates": 20}})
+    assert steps_of(ranking) == list(STEPS)
+    with pytest.raises(ConfigError, match="no `ranking` section"):
+        run.do("rank")
+
+
 def test_a_finished_step_is_left_alone(run):
     before = run.load("prepare", PreparedData)
     run.do("prepare")
     assert run.load("prepare", PreparedData) == before
-    assert finished(run) == list(STEPS)
+    assert finished(run) == run.steps
 
 
 def test_a_step_done_again_takes_away_what_later_steps_made_of_it(run):
@@ -75,6 +83,12 @@ def test_a_corpus_that_was_not_prepared_leaves_the_export(run, tmp_path):
     assert finished(run) == list(STEPS)
 
 
+def test_a_ranker_is_not_asked_about_items_it_was_not_trained_with(run):
+    ranking = RunConfig.model_validate(run.config.model_dump() | {"ranking": {}})
+    with pytest.raises(ConfigError, match=r"--corpus-of: a ranker knows .*train anew"):
+        Run(run.folder, ranking).reindex(run.folder.path)
+
+
 def test_the_present_model_is_exported_over_a_later_corpus(run, tmp_path):
     """The later run has one item more, which no click has taught."""
     later = tmp_path / "later"
@@ -103,6 +117,7 @@ def test_the_run_reads_its_own_folders(run):
     assert [run.directory(step).name for step in STEPS] == [
         "data",
         "model",
+        "ranking",
         "evaluation",
         "export",
         "registration",

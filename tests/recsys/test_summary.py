@@ -14,6 +14,7 @@ from recsys.artifacts import (
 from recsys.summary import (
     Recommendation,
     decision_lines,
+    impressions_table,
     index_table,
     lifts_table,
     metrics_table,
@@ -136,3 +137,11 @@ def test_trials_and_the_command_that_uses_the_best(tmp_path):
 def test_nothing_was_better(tmp_path):
     told = tuning_lines(tuning_report(0), tmp_path)
     assert told.endswith("nothing was better than the config as it is")
+
+
+def test_impressions_compare_the_stages_and_hide_what_means_nothing():
+    values = {"auc": 0.9, "user_auc": 0.8, "request_auc": 0.7, "ndcg@10": 0.6, "mrr": 0.5}
+    both = values | {"log_loss": 0.25, "calibration_error": 0.125}
+    model, retrieval = impressions_table({"model": both, "retrieval": both}).splitlines()[1:]
+    assert model.split()[-2:] == ["0.2500", "0.1250"]
+    assert retrieval.split() == ["retrieval", *(f"{v:.4f}" for v in values.values())]

@@ -14,15 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from recsys.config import (
-    ConfigError,
-    Data,
-    EventColumns,
-    HeldOutColumns,
-    RunConfig,
-    Source,
-    is_uri,
-)
+from recsys.config import ConfigError, RunConfig, is_uri
+from recsys.data_config import Data, EventColumns, HeldOutColumns, Source
 from recsys.schema import Feature
 
 Home = Literal["role", "events", "items", "users"]

@@ -16,7 +16,8 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
-from recsys.config import ConfigError, Data, RunConfig
+from recsys.config import ConfigError, RunConfig
+from recsys.data_config import Data
 from recsys.schema import Feature
 from training.prepare.columns import Columns
 from training.prepare.errors import PrepareError

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys.config import HeldOut, RunConfig
+from recsys.config import RunConfig
+from recsys.data_config import HeldOut
 from recsys.schema import Feature
 from training.prepare.columns import Home
 from training.prepare.errors import LeakError, PrepareError

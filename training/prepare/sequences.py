@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from recsys.config import Data
+from recsys.data_config import Data
 from training.prepare.split import SEES
 
 

@@ -13,7 +13,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recsys.artifacts import SourceVersion
-from recsys.config import ConfigError, RunConfig, Source
+from recsys.config import ConfigError, RunConfig
+from recsys.data_config import Source
 from recsys.schema import Feature, Schema
 from training.prepare.columns import Columns, Home, home_of, sources_of, verify
 from training.prepare.errors import PrepareError

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from recsys.config import Data
+from recsys.data_config import Data
 from recsys.split_config import HeldOutSplit, Split, TimeSplit
 from training.prepare.errors import LeakError, PrepareError
 from training.prepare.values import to_datetime, to_microseconds

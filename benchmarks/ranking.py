@@ -1,0 +1,135 @@
+"""Two stages beside retrieval alone, on the same candidates of a public data set.
+
+    python benchmarks/ranking.py --data ../shared/data --runs /tmp/ranking [--variants NAME ...]
+
+The data are prepared and the towers fitted once. Each variant of the ranker is trained by `recsys
+rank` in a process of its own. The test split is read by the tuned settings alone, once, by `recsys
+evaluate`; ablations are compared on what the rankers hold out of the validation window, where the
+settings were chosen. What is finished is read again, not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from records import Record, replace
+from retrieval_quality import ROOT, do
+
+from recsys.artifacts import EvaluationReport, TrainedRanker
+from recsys.config import load_config
+from recsys.run_folder import RunFolder
+
+DATA = "taobao"
+CONFIG = "benchmarks/configs/taobao_two_stage.yaml"
+TUNED = "tuned"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "pointwise log loss": ("ranking.loss=pointwise",),
+    "cross layers of rank 8": ("ranking.cross_rank=8",),
+    "no cross layers": ("ranking.cross_layers=0",),
+    "dropout 0.1": ("ranking.dropout=0.1",),
+}
+
+
+def variant(runs: Path, name: str, *overrides: str) -> Path:
+    """Train a ranker with these overrides on the data and towers of all; return its run folder."""
+    base, folder = runs / "base", runs / name.replace(" ", "-")
+    do(["prepare", "--config", CONFIG, "--run-dir", base], base / "data")
+    do(["fit", "--run-dir", base], base / "model")
+    # Refuses figures of other settings.
+    RunFolder(folder).freeze(load_config(ROOT / CONFIG, overrides))
+    for step in ("data", "model"):
+        if not (folder / step).exists():
+            (folder / step).symlink_to(base / step)
+    do(["rank", "--run-dir", folder], folder / "ranking")
+    return folder
+
+
+def tested(folder: Path) -> Iterator[Record]:
+    """Figures of the test window: both stages beside the first alone."""
+    usage = do(["evaluate", "--run-dir", folder], folder / "evaluation")
+    report = EvaluationReport.load(folder / "evaluation")
+    record = partial(Record, data=DATA, command=f"recsys run --config {CONFIG}")
+    for metric in ("ndcg@10", "mrr@10", "recall@10"):
+        lift = report.lifts["retrieval"][metric]
+        yield record(
+            what=f"tuned: test, lift {lift.low:+.1%} to {lift.high:+.1%}",
+            metric=metric,
+            value=report.model[metric].value,
+            peer="retrieval alone, same candidates",
+            peer_value=report.baselines["retrieval"][metric].value,
+            target="ratio at least 1.15" if metric == "ndcg@10" else "",
+        )
+    both, first = report.impressions["model"], report.impressions["retrieval"]
+    for metric in ("auc", "user_auc", "request_auc", "ndcg@10", "mrr"):
+        yield record(
+            what="tuned: test, of the ranked candidates",
+            metric=metric,
+            value=both[metric],
+            peer="retrieval alone, same candidates",
+            peer_value=first[metric],
+        )
+    for metric in ("log_loss", "calibration_error"):
+        what = "tuned: test, of the ranked candidates"
+        yield record(what=what, metric=metric, value=both[metric])
+    yield record(what="tuned: evaluate", metric="seconds", value=usage["seconds"])
+
+
+def held_out(folder: Path) -> Iterator[Record]:
+    """Calibration before and after, on what is held out."""
+    ranker = TrainedRanker.load(folder / "ranking")
+    for metric in ("calibration_error", "log_loss"):
+        yield Record(
+            data=DATA,
+            what="tuned: held out, calibrated",
+            metric=metric,
+            value=ranker.held_out["ranker"][metric],
+            peer="uncalibrated",
+            peer_value=ranker.held_out["uncalibrated"][metric],
+            command=f"recsys run --config {CONFIG}",
+        )
+
+
+def ablation(runs: Path, tuned: Path, name: str) -> Iterator[Record]:
+    """A variant beside the tuned settings, on what is held out."""
+    overrides = VARIANTS[name]
+    other = TrainedRanker.load(variant(runs, name, *overrides) / "ranking").held_out["ranker"]
+    whole = TrainedRanker.load(tuned / "ranking").held_out["ranker"]
+    for metric in ("ndcg@10", "user_auc"):
+        yield Record(
+            data=DATA,
+            what=f"ablation: {name}, held out",
+            metric=metric,
+            value=other[metric],
+            peer=TUNED,
+            peer_value=whole[metric],
+            command=f"recsys run --config {CONFIG} --set {' --set '.join(overrides)}",
+        )
+
+
+def main() -> None:
+    """Do the tuned settings and the chosen variants; keep the records of the others."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    arguments = parser.parse_args()
+    os.environ["RECSYS_DATA"] = str(arguments.data.resolve())
+    runs = arguments.runs.resolve()
+    tuned = variant(runs, TUNED)
+    records = [*tested(tuned), *held_out(tuned)]
+    for name in arguments.variants:
+        records += ablation(runs, tuned, name)
+    replace("ranking", records, partial(_is_stale, arguments.variants))
+
+
+def _is_stale(variants: Sequence[str], row: dict[str, object]) -> bool:
+    what = str(row["what"])
+    return not what.startswith("ablation") or any(f": {name}," in what for name in variants)
+
+
+if __name__ == "__main__":
+    main()

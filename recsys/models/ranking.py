@@ -1,0 +1,277 @@
+"""The second stage as a `tfrs.Model`: it orders what retrieval has found for a request.
+
+Ids have no embeddings of their own here: the requests of one window are too few to learn them.
+Items are the frozen vectors of the candidate tower by whose scores the ranker is trained, wherever
+a vector is needed; a refit turns the space of the towers, so the ranker keeps these. What it reads
+of the towers that serve is their scores alone, which a refit leaves comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+from numpy.typing import NDArray
+
+from recsys.calibration import Calibration
+from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
+from recsys.models.dropout import Dropouts
+from recsys.models.ranker_features import KnownItems, RankerFeatures
+from recsys.models.target_attention import TargetAttention
+from recsys.ranking_config import Ranking
+from recsys.schema import Schema
+
+#: Score of what is no candidate.
+_NONE = -1e9
+
+
+class RankingNetwork(tf.keras.layers.Layer):
+    """DCN-v2 over query, candidate and context features, with target attention to the history.
+
+    Cross layers multiply features with each other (Wang et al., "DCN V2", WWW 2021), of full or low
+    rank; layers with GELU follow (the stacked structure of the paper). The logit begins as the
+    scaled score of retrieval: the ranker learns where to differ from it.
+
+    Args:
+        config: of the model.
+        features: of requests and items.
+        dropouts: maker of the dropout layers.
+        prior: log odds of a candidate to be the label, where the logit begins.
+    """
+
+    def __init__(
+        self, config: Ranking, features: RankerFeatures, dropouts: Dropouts, prior: float
+    ) -> None:
+        super().__init__()
+        # Behind a function: what it holds of every item is no weight.
+        self._features: Callable[[], RankerFeatures] = lambda: features
+        dense, rank = tf.keras.layers.Dense, config.cross_rank
+        self._embedding = FeatureEmbedding(
+            features.schema, features.vocabulary_sizes, config.embedding_dim
+        )
+        length = max(features.schema.history_length, 1)
+        self._recency = tf.keras.layers.Embedding(length, config.embedding_dim)
+        self._item = dense(config.attention_dim)
+        self._event = dense(config.attention_dim, use_bias=False)
+        self._attention = TargetAttention(config.attention_dim)
+        cross = tfrs.layers.feature_interaction.Cross
+        self._cross = [cross(projection_dim=rank) for _ in range(config.cross_layers)]
+        self._hidden = [dense(units, "gelu") for units in config.hidden]
+        self._dropouts = [dropouts() for _ in range(len(config.hidden) + 1)]
+        # Zeros: the first order is that of retrieval.
+        self._output = dense(1, kernel_initializer="zeros")
+        self._gain = self.add_weight("gain", [], initializer="ones")
+        first = tf.keras.initializers.Constant(prior)
+        self._prior = self.add_weight("prior", [], initializer=first)
+
+    def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Log odds of the candidates, `[batch, candidates]`; -1e9 where there is none.
+
+        Args:
+            encoded: what `RankerFeatures` makes of a request.
+            training: whether to drop units.
+        """
+        features, rows = self._features(), encoded["candidates"]
+        standard = features.standard_scores(encoded["retrieval_scores"])
+        parts = [features.statistics(rows), standard, *self._attended(encoded, rows)]
+        parts += self._plain(encoded, rows)
+        crossed = inputs = tf.concat(parts, axis=-1)
+        for cross in self._cross:
+            crossed = cross(inputs, crossed)
+        for layer, dropout in zip(self._hidden, self._dropouts[1:], strict=True):
+            crossed = layer(dropout(crossed, training=training))
+        learned = tf.squeeze(self._output(self._dropouts[0](crossed, training=training)), axis=-1)
+        logits = learned + self._gain * standard[..., 0] + self._prior
+        return tf.where(rows >= 0, logits, _NONE)
+
+    def _plain(self, encoded: Mapping[str, tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
+        """Features of query and candidate that are neither ids nor histories."""
+        features = self._features()
+        batch, width = tf.unstack(tf.shape(rows))
+        parts = []
+        if features.query:
+            query = self._embedding(features.query, encoded)[:, tf.newaxis]
+            parts.append(tf.tile(query, [1, width, 1]))
+        if features.candidate:
+            flat = features.of_candidates(tf.reshape(rows, [-1]))
+            own = self._embedding(features.candidate, flat)
+            parts.append(tf.reshape(own, [batch, width, own.shape[-1]]))
+        return parts
+
+    def _attended(self, encoded: Mapping[str, tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
+        """The candidate, what the history says of it, and what was done with itself."""
+        features = self._features()
+        candidate = self._item(features.vectors(rows))
+        if features.item_history is None:
+            return [candidate]
+        seen = encoded[features.item_history.name]
+        known = features.known(encoded)
+        same = (rows[:, :, tf.newaxis] == seen[:, tf.newaxis]) & (seen >= 0)[:, tf.newaxis]
+        later = tf.cumsum(tf.cast(known, tf.int32), axis=1, reverse=True, exclusive=True)
+        marks = self._marks(encoded, known, later)
+        events = self._item(features.vectors(seen)) + self._event(marks)
+        own = tf.cast(same, tf.float32)
+        return [
+            candidate,
+            self._attention(candidate, events, own, known),
+            tf.einsum("bcl,bld->bcd", own, marks),
+            _seen(same, known, later),
+        ]
+
+    def _marks(
+        self, encoded: Mapping[str, tf.Tensor], known: tf.Tensor, later: tf.Tensor
+    ) -> tf.Tensor:
+        """What is known of each event beside its item, `[batch, length, any]`; zeros for none."""
+        marks = [self._recency(later)]
+        marks += [
+            self._embedding.sequence(f, encoded[f.name]) for f in self._features().other_histories
+        ]
+        return tf.concat(marks, axis=-1) * tf.cast(known, tf.float32)[..., tf.newaxis]
+
+
+def _seen(same: tf.Tensor, known: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+    """How often a candidate was seen, how many events ago last, and events in all, as log1p.
+
+    Args:
+        same: `[batch, candidates, length]`, which event is of the candidate.
+        known: `[batch, length]`, which places hold an event.
+        later: int32 `[batch, length]`, events after each.
+
+    Returns:
+        `[batch, candidates, 3]`; what was never seen lies just before the longest history.
+    """
+    times = tf.reduce_sum(tf.cast(same, tf.float32), axis=2)
+    never = tf.shape(later)[1]
+    ago = tf.reduce_min(tf.where(same, later[:, tf.newaxis], never), axis=2)
+    total = tf.reduce_sum(tf.cast(known, tf.float32), axis=1, keepdims=True)
+    columns = [times, tf.cast(ago, tf.float32), total * tf.ones_like(times)]
+    return tf.math.log1p(tf.stack(columns, axis=-1))
+
+
+class Ranker(tfrs.Model):
+    """Trains a `RankingNetwork` by the log loss of candidates, or by the softmax over a request.
+
+    Args:
+        config: of the model.
+        schema: of the run.
+        encoder: of raw features.
+        items: of the corpus.
+        seed: of masks.
+        prior: log odds of a candidate to be the label, where the logit begins.
+    """
+
+    def __init__(
+        self,
+        config: Ranking,
+        schema: Schema,
+        encoder: FeatureEncoder,
+        items: KnownItems,
+        seed: int,
+        prior: float = 0.0,
+    ) -> None:
+        super().__init__()
+        features = RankerFeatures(schema, encoder, items)
+        # Behind a function: frozen text encoders are no part of a model's weights.
+        self._features: Callable[[], RankerFeatures] = lambda: features
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        dropouts = Dropouts(config.dropout, seed, self.step)
+        self.network = RankingNetwork(config, features, dropouts, prior)
+        self._mean_loss = tf.keras.metrics.Mean(name="loss")
+        self._listwise = config.loss == "listwise"
+        log_loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
+        self._task = tfrs.tasks.Ranking(loss=ListSoftmax() if self._listwise else log_loss)
+
+    @property
+    def features(self) -> RankerFeatures:
+        """Makes what the ranker reads of raw requests."""
+        return self._features()
+
+    def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Log odds of the candidates of encoded requests: what `RankingNetwork` gives."""
+        return self.network(encoded, training=training)
+
+    def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Loss of a batch of requests.
+
+        Every candidate counts, as serving ranks all of them: nothing is sampled, so there is no
+        sampling to correct. Requests whose label was not retrieved are negatives alone; they tell
+        the pointwise loss how rarely a list holds what is wanted.
+
+        Args:
+            inputs: beside an encoded request `label_place` int32 `[batch]`, place of the label
+                among the candidates or -1, and `weight` `[batch]`.
+            training: whether to drop units.
+        """
+        logits = self(inputs, training=training)
+        labels = tf.one_hot(inputs["label_place"], tf.shape(logits)[1])
+        if self._listwise:
+            return self._task(labels, logits, inputs["weight"])
+        present = inputs["candidates"] >= 0
+        weights = tf.boolean_mask(inputs["weight"][:, tf.newaxis] * tf.ones_like(labels), present)
+        flat = [tf.boolean_mask(t, present)[:, tf.newaxis] for t in (labels, logits)]
+        return self._task(*flat, weights)
+
+    def train_step(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Learn from a batch, and count the steps, on which masks depend."""
+        logs: dict[str, tf.Tensor] = super().train_step(inputs)
+        self.step.assign_add(1)
+        self._mean_loss.update_state(logs["loss"])
+        return logs | {"loss": self._mean_loss.result()}
+
+    def save_ranker(
+        self, directory: Path, statistics: NDArray[np.float32], calibration: Calibration
+    ) -> None:
+        """Write a SavedModel with the signature `rank`.
+
+        It takes the raw query features by name, `candidates` int32 `[batch, any]`, corpus rows or
+        -1, and `retrieval_scores` float32 of the same shape, and gives `scores`: calibrated log
+        odds, -inf where there is no candidate.
+
+        Args:
+            directory: to write.
+            statistics: of the items as of the end of what is known when it serves.
+            calibration: of the logits.
+        """
+        self.features.renew(statistics)
+        module = _Served(self.network, self.features, calibration)
+        tf.saved_model.save(module, str(directory), {"rank": module.signature()})
+
+
+class ListSoftmax(tf.keras.losses.Loss):
+    """Cross entropy of the softmax over the candidates of a request (Cao et al., ICML 2007).
+
+    A request without its label among the candidates has no loss.
+    """
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Loss by request, `[batch]`, of labels and logits `[batch, candidates]`."""
+        return -tf.reduce_sum(y_true * tf.nn.log_softmax(y_pred), axis=-1)
+
+
+class _Served(tf.Module):
+    """Network and features on raw requests."""
+
+    def __init__(
+        self, network: RankingNetwork, features: RankerFeatures, calibration: Calibration
+    ) -> None:
+        super().__init__()
+        self._network = network
+        self._features = features
+        self._scale = tf.Variable(calibration.scale, trainable=False, dtype=tf.float32)
+        self._offset = tf.Variable(calibration.offset, trainable=False, dtype=tf.float32)
+
+    def signature(self) -> Any:
+        request = raw_signature(self._features.schema.query) | {
+            "candidates": tf.TensorSpec([None, None], tf.int32, "candidates"),
+            "retrieval_scores": tf.TensorSpec([None, None], tf.float32, "retrieval_scores"),
+        }
+
+        def rank(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
+            scores = self._scale * self._network(self._features(raw)) + self._offset
+            return {"scores": tf.where(raw["candidates"] >= 0, scores, -np.inf)}
+
+        return tf.function(rank).get_concrete_function(**request)

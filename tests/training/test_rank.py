@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from recsys.artifacts import ArtifactError, Statistics, TrainedModel, TrainedRanker, VocabularyFile
+from recsys.config import RunConfig
+from recsys.dataset import raw_batches
+from training.lists import HELD_OUT, TRAIN
+from training.rank import rank
+
+ITEMS = "abcdef"
+
+
+@pytest.fixture
+def settings(tiny_config):
+    """The tiny config in two stages."""
+    ranking = {"candidates": 3, "epochs": 2, "attention_dim": 4, "hidden": [4], "held_out": 0.3}
+    return RunConfig.model_validate(
+        tiny_config.model_dump() | {"ranking": ranking, "scoring": {"k": 3}}
+    )
+
+
+@pytest.fixture
+def data(tiny_data):
+    """The letter after the last one is what retrieval expects; it is taken every other time."""
+    validation = [
+        (f"u{n}", ITEMS[(n + 1 + n % 2) % 6], ITEMS[max(n % 6 - 1, 0)] + ITEMS[n % 6])
+        for n in range(60)
+    ]
+    data = tiny_data([("t", "b", "a"), ("t", "c", "ab")], validation, [("n", "a", "a")])
+    vocabularies = {}
+    for name, values in (("item_id", list(ITEMS)), ("country", ["AT"])):
+        (data.directory / f"{name}.txt").write_text("".join(f"{v}\n" for v in values))
+        vocabularies[name] = VocabularyFile(path=f"{name}.txt", size=len(values), oov=1)
+    price = {"price": Statistics(mean=3.0, std=2.0)}
+    return data.model_copy(update={"vocabularies": vocabularies, "statistics": price})
+
+
+@pytest.fixture
+def model(tmp_path, settings, tiny_towers):
+    tiny_towers()
+    return TrainedModel(
+        directory=tmp_path / "model",
+        towers="towers",
+        features=settings.schema_,
+        embedding_dim=7,
+        best_epoch=1,
+        monitor="ndcg@3",
+        curves={},
+        mlflow_run_id=None,
+        versions={},
+    )
+
+
+def test_the_manifest_tells_what_was_learned_from(settings, data, model, tiny_towers, tmp_path):
+    ranker = rank(settings, data, model, tmp_path / "ranking")
+    assert TrainedRanker.load(tmp_path / "ranking") == ranker
+    assert sum(ranker.lists.values()) == 60
+    assert 0 < ranker.lists[HELD_OUT] < ranker.lists[TRAIN]
+    assert len(ranker.curves["loss"]) == len(ranker.curves["held_out_loss"]) == 2
+    assert ranker.best_epoch == 1 + int(np.argmin(ranker.curves["held_out_loss"]))
+    calibrated, raw = ranker.held_out["ranker"], ranker.held_out["uncalibrated"]
+    assert calibrated["log_loss"] <= raw["log_loss"]
+    assert calibrated["auc"] == pytest.approx(raw["auc"])
+    signature = tf.saved_model.load(str(tmp_path / "ranking" / ranker.ranker)).signatures["rank"]
+    raw_queries = next(iter(raw_batches(data, data.test, 1)))
+    scores = signature(
+        **raw_queries,
+        candidates=tf.constant([[1, 0, -1]]),
+        retrieval_scores=tf.constant([[1.0, 0.5, -np.inf]]),
+    )["scores"].numpy()
+    assert np.isfinite(scores[0, :2]).all()
+    assert np.isneginf(scores[0, 2])
+    # It repeats exactly; of two pairs of towers those before the refit are read.
+    tiny_towers("model/before")
+    before = model.model_copy(update={"towers": "not there", "before_refit": "before"})
+    again = rank(settings, data, before, tmp_path / "again")
+    assert again.curves == ranker.curves
+    assert again.held_out == ranker.held_out
+
+
+def test_towers_that_have_learned_the_labels_are_refused(settings, data, model, tmp_path):
+    train = settings.train.model_copy(update={"refit": True})
+    refitted = settings.model_copy(update={"train": train})
+    with pytest.raises(ArtifactError, match=r"have learned the validation labels.*recsys fit"):
+        rank(refitted, data, model, tmp_path / "ranking")
+    assert not (tmp_path / "ranking").exists()
+
+
+def test_retrieval_that_finds_no_label_is_refused_and_leaves_nothing(
+    settings, data, model, tmp_path, monkeypatch
+):
+    def none(items, labels):
+        return np.full(len(items), -1, np.int32)
+
+    monkeypatch.setattr("training.lists.label_places", none)
+    with pytest.raises(ArtifactError, match=r"finds none of the \d+ labels.*ranking\.candidates"):
+        rank(settings, data, model, tmp_path / "ranking")
+    assert [p.name for p in tmp_path.iterdir() if "ranking" in p.name] == []
