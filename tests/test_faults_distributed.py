@@ -104,7 +104,7 @@ def worker(model, rank):
     """Process id of a training worker of this model."""
     for path in Path("/proc").glob("[0-9]*"):
         words = command_line(path.name)
-        if "training.worker" in words and words[-1] == str(rank) and str(model) in words[-2]:
+        if "training.worker" in words and words[-2] == str(rank) and str(model) in words[-3]:
             return int(path.name)
     raise AssertionError(f"no worker {rank} of {model}")
 
