@@ -13,7 +13,7 @@ from recsys.artifacts import TrainedModel
 
 SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
 DEPLOY = "org.apache.spark.deploy"
-#: Two executors of two cores and four GPUs each, two GPUs a task: four slots.
+#: Two executors of three cores and four GPUs each, two GPUs a task: four slots, not six.
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -67,7 +67,7 @@ def master(tmp_path):
     gpus = f"{option}.amount=4 {option}.discoveryScript={discover}"
     environment = os.environ | {"SPARK_WORKER_OPTS": gpus, "SPARK_DAEMON_MEMORY": "256m"}
     host = ["--host", "127.0.0.1", "--webui-port", "0"]
-    resources = ["--cores", "2", "--memory", "600m", "--work-dir", str(tmp_path / "work")]
+    resources = ["--cores", "3", "--memory", "600m", "--work-dir", str(tmp_path / "work")]
     commands = [
         [f"{DEPLOY}.master.Master", *host, "--port", str(port)],
         *([[f"{DEPLOY}.worker.Worker", *host, *resources, url]] * 2),

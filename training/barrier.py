@@ -111,7 +111,8 @@ class _Watch:
                 # Frozen processes cannot end themselves: Spark kills the tasks, Linux with them
                 # the workers. First of all, as notes need a disk.
                 self._cancel()
-                self.note_silent(self._timeout)
+                with suppress(OSError):
+                    self.note_silent(self._timeout)
                 return
 
     def note_silent(self, seconds: float) -> None:

@@ -86,15 +86,18 @@ def _attempt(
 
     try:
         workers = check_cluster(spark, cluster, folder)
-    except ClusterError as error:
+        attempt = Attempt.next_in(folder.resolve() / "launch")
+    except (ClusterError, OSError) as error:
         if not restarts:
             raise
         # It was in order before: what was lost may be on its way back.
         raise WorkersLost(str(error)) from error
-    attempt = Attempt.next_in(folder.resolve() / "launch")
     logger.info("%d workers start; the log of the chief is %s", workers, attempt.log(0))
-    run_workers(spark, call, attempt, workers, cluster)
-    return attempt.result()
+    try:
+        run_workers(spark, call, attempt, workers, cluster)
+        return attempt.result()
+    except OSError as error:
+        raise WorkersLost(f"{attempt.folder} is out of reach: {error}") from error
 
 
 def _pickled(fn: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
