@@ -204,7 +204,7 @@ def main() -> None:
     given.runs.mkdir(parents=True, exist_ok=True)
     steps = f"train.checkpoint_steps={EVERY_STEPS}"
     config = prepared(given.config, ["train.refit=false", steps, *given.overrides], given.runs)
-    seeds = undisturbed(config, given.runs, range(given.seeds))
+    seeds = undisturbed(config, given.runs, range(1, given.seeds + 1))
     cluster = Cluster(
         kind="spark",
         master="local-cluster[2,1,1024]",
@@ -214,7 +214,9 @@ def main() -> None:
     )
     draw, outcomes, left = random.Random(1), list[Outcome](), given.kills
     while left > 0:
-        own = config.model_copy(update={"cluster": cluster, "seed": len(outcomes) % given.seeds})
+        own = config.model_copy(
+            update={"cluster": cluster, "seed": 1 + len(outcomes) % given.seeds}
+        )
         folder = given.runs / f"disturbed-{len(outcomes)}"
         shutil.rmtree(folder, ignore_errors=True)
         folder_of(given.runs, folder.name, own)

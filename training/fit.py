@@ -88,7 +88,7 @@ def _fit(
 ) -> TrainedModel:
     _check_schema(config, data)
     # The same seed must give the same model, also after a restart in the middle.
-    tf.keras.utils.set_random_seed(config.seed)
+    _seed_all(config.seed)
     tf.config.experimental.enable_op_determinism()
     inputs = _Inputs(config, data)
     model = inputs.build_model([data.train])
@@ -117,6 +117,11 @@ def _fit(
         manifest.save()
     wait_for_chief()
     return manifest
+
+
+def _seed_all(seed: int) -> None:
+    # With 0 tf.data looks whether the other seed, a tensor here, is 0 too, and cannot tell.
+    tf.keras.utils.set_random_seed(seed or 2**32 - 1)
 
 
 def saved(directory: Path) -> str:
@@ -215,7 +220,7 @@ class _Inputs:
 def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
     """Train a new model on training and validation labels, for as many epochs as were best."""
     splits = [inputs.data.train, inputs.data.recent]
-    tf.keras.utils.set_random_seed(inputs.config.seed)
+    _seed_all(inputs.config.seed)
     model = inputs.build_model(splits)
     checkpoints = Checkpoints(directory, every_steps=inputs.config.train.checkpoint_steps)
     state = checkpoints.restore(model)

@@ -15,7 +15,7 @@ from recsys.dataset import read_corpus, read_interactions, read_sequences
 from recsys.metrics import per_query
 from recsys.ranks import rank_queries
 from training.embeddings import two_tower_scorer
-from training.fit import _Inputs, fit
+from training.fit import _Inputs, _seed_all, fit
 
 FIT = """
 import sys
@@ -142,6 +142,14 @@ def test_a_refit_learns_the_validation_labels_and_survives_a_kill(config, prepar
     towers = other.directory / other.towers
     without = two_tower_scorer(towers, prepared, corpus, queries.history).scores(slice(0, 50))
     assert not np.allclose(without, scores[0], atol=1e-3)
+
+
+def test_a_seed_may_be_zero(config, prepared):
+    try:
+        _seed_all(0)
+        assert next(iter(_Inputs(config, prepared).training([prepared.train], range(1))))
+    finally:
+        _seed_all(1)
 
 
 def test_labels_that_training_never_saw_do_not_count(config, prepared):
