@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from recsys.schema import Schema
 
 MANIFEST = "manifest.json"
+#: Name of the first stage alone among the baselines of an evaluation of two.
+RETRIEVAL = "retrieval"
 
 
 class ArtifactError(RuntimeError):
