@@ -52,7 +52,7 @@ def variant(runs: Path, name: str, *overrides: str) -> Path:
 
 def tested(folder: Path) -> Iterator[Record]:
     """Figures of the test window: both stages beside the first alone."""
-    usage = do(["evaluate", "--run-dir", folder], folder / "evaluation")
+    do(["evaluate", "--run-dir", folder], folder / "evaluation")
     report = EvaluationReport.load(folder / "evaluation")
     record = partial(Record, data=DATA, command=f"recsys run --config {CONFIG}")
     for metric in ("ndcg@10", "mrr@10", "recall@10"):
@@ -77,7 +77,6 @@ def tested(folder: Path) -> Iterator[Record]:
     for metric in ("log_loss", "calibration_error"):
         what = "tuned: test, of the ranked candidates"
         yield record(what=what, metric=metric, value=both[metric])
-    yield record(what="tuned: evaluate", metric="seconds", value=usage["seconds"])
 
 
 def held_out(folder: Path) -> Iterator[Record]:
