@@ -15,6 +15,8 @@ from recsys.atomic import write_atomically
 from recsys.schema import Schema
 
 MANIFEST = "manifest.json"
+#: Name of the first stage alone among the baselines of an evaluation of two.
+RETRIEVAL = "retrieval"
 
 
 class ArtifactError(RuntimeError):

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.artifacts import ArtifactError, Check, Estimate, EvaluationReport, IndexReport
+from recsys.artifacts import (
+    RETRIEVAL,
+    ArtifactError,
+    Check,
+    Estimate,
+    EvaluationReport,
+    IndexReport,
+)
 from recsys.bootstrap import paired_lift
 from recsys.config import RunConfig
 from recsys.metrics import per_query
@@ -87,19 +94,18 @@ def against_baselines(config: RunConfig, report: EvaluationReport) -> list[Compa
     """
     gate = config.registry.gate
     rivals = [name for name in COUNTING_BASELINES if name in report.lifts]
-    if "retrieval" in report.lifts:
-        # A second stage must earn its place.
-        rivals.insert(0, "retrieval")
-    if rivals in ([], ["retrieval"]):
+    if not rivals:
         raise ArtifactError(
             f"the evaluation holds none of the baselines that gate a promotion: add one of "
             f"{list(COUNTING_BASELINES)} to evaluation.baselines and run `recsys evaluate` again"
         )
+    least = dict.fromkeys(rivals, gate.min_lift_over_baselines)
+    if RETRIEVAL in report.lifts:
+        # A second stage must earn its place, but not by the margin over counting clicks.
+        least[RETRIEVAL] = min(0.0, gate.min_lift_over_baselines)
     return [
-        Comparison(
-            name, gate.metric, _lift(report, name, gate.metric), gate.min_lift_over_baselines
-        )
-        for name in rivals
+        Comparison(name, gate.metric, _lift(report, name, gate.metric), asked)
+        for name, asked in least.items()
     ]
 
 

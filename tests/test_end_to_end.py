@@ -32,6 +32,10 @@ def test_every_step_left_its_manifest(finished_run):
     prepared = PreparedData.load(finished_run / "data")
     assert prepared.train.num_examples > 3000
     model = TrainedModel.load(finished_run / "model")
+    # Without a `ranking` section there is no second stage.
+    assert model.before_refit is None
+    assert not (finished_run / "ranking").exists()
+    assert EvaluationReport.load(finished_run / "evaluation").impressions == {}
     assert model.mlflow_run_id == RegisteredModel.load(finished_run / "registration").run_id
     promotion = Promotion.load(finished_run / "promotion")
     assert promotion.promoted

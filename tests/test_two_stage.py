@@ -35,11 +35,11 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def two_stages(finished_run, clicks_config, tmp_path_factory):
+def two_stages(prepared, clicks_config, tmp_path_factory):
     """Folder of a run of two stages, on data that another run has prepared; read-only."""
     folder = tmp_path_factory.mktemp("two_stages") / "run"
     RunFolder(folder).freeze(load_config(clicks_config, SETTINGS))
-    shutil.copytree(finished_run / "data", folder / "data")
+    shutil.copytree(prepared.directory, folder / "data")
     command = [RECSYS, "run", "--config", clicks_config, "--run-dir", folder]
     command += [part for setting in SETTINGS for part in ("--set", setting)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -104,11 +104,3 @@ def test_evaluating_again_leaves_the_ranker(two_stages):
     assert run.steps[2] == "rank"
     run.do("rank")
     assert EvaluationReport.exists(two_stages / "evaluation")
-
-
-def test_a_run_without_the_section_has_no_such_step(finished_run):
-    run = opened(finished_run)
-    assert "rank" not in run.steps
-    assert not (finished_run / "ranking").exists()
-    assert TrainedModel.load(finished_run / "model").before_refit is None
-    assert EvaluationReport.load(finished_run / "evaluation").impressions == {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import (
     MANIFEST,
+    RETRIEVAL,
     ArtifactError,
     Estimate,
     EvaluationReport,
@@ -58,8 +59,6 @@ logger = logging.getLogger(__name__)
 
 _PER_QUERY = "per_query.npz"
 _MODEL = "model"
-#: The first stage alone, beside two stages.
-RETRIEVAL = "retrieval"
 
 
 def evaluate(

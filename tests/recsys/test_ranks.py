@@ -4,7 +4,7 @@ import pytest
 import recsys.ranks
 from recsys.dataset import Interactions
 from recsys.metrics import per_query
-from recsys.ranks import DotProduct, rank_queries
+from recsys.ranks import DotProduct, candidate_lists, rank_queries
 
 
 class Fixed:
@@ -156,3 +156,18 @@ def test_scores_of_seen_items_are_added_to_the_dot_products():
     repeat = np.array([[0.5, 0.25, 2.0], [-1.0, 9.0, 9.0]], np.float32)
     scores = DotProduct(queries, candidates, repeat, history).scores(slice(0, 2))
     np.testing.assert_allclose(scores, [[1, 0.25, 0, 2.5], [-1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("queries_per_block", [3, 100])
+def test_candidate_lists_are_the_best_that_are_not_excluded(monkeypatch, queries_per_block):
+    monkeypatch.setattr(recsys.ranks, "BLOCK_BYTES", 4 * 6 * queries_per_block)
+    table = np.random.default_rng(1).normal(size=(10, 6)).astype(np.float32)
+    asked = queries([0] * 10, [[0, 1, 2, 3], [-1], *[[]] * 8])
+    blocks = list(candidate_lists("lists", Fixed(table), asked, 6, 4))
+    assert [b.queries.start for b in blocks] == list(range(0, 10, min(queries_per_block, 10)))
+    items = np.concatenate([b.items for b in blocks])
+    scores = np.concatenate([b.scores for b in blocks])
+    assert items[0, 2:].tolist() == [-1, -1]
+    assert np.isneginf(scores[0, 2:]).all()
+    np.testing.assert_array_equal(items[1:], np.argsort(-table[1:], axis=1)[:, :4])
+    np.testing.assert_array_equal(scores[1:], -np.sort(-table[1:], axis=1)[:, :4])

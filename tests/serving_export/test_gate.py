@@ -26,8 +26,16 @@ def test_margin_of_the_config_decides(tiny, tmp_path):
     assert [c.holds for c in against_baselines(config, report)] == [False]
 
 
+def test_a_second_stage_must_beat_the_first_but_by_no_margin(tiny, tmp_path):
+    config = tiny.run_config(gate={"metric": "ndcg@10", "min_lift_over_baselines": 0.06})
+    for lift, holds in ((0.01, True), (0.0, False), (-0.01, False)):
+        report = tiny.write_report(tmp_path, [1], {"popularity": 0.5, "retrieval": lift})
+        made = {c.rival: c.holds for c in against_baselines(config, report)}
+        assert made == {"popularity": True, "retrieval": holds}
+
+
 def test_no_counting_baseline_is_an_error(tiny, tmp_path):
-    report = tiny.write_report(tmp_path, [1], {"als": 3.0})
+    report = tiny.write_report(tmp_path, [1], {"als": 3.0, "retrieval": 3.0})
     with pytest.raises(ArtifactError, match=r"evaluation\.baselines"):
         against_baselines(tiny.run_config(), report)
 

@@ -17,7 +17,7 @@ from recsys.models.ranking import Ranker
 from recsys.ranking_config import Ranking
 from serving_export.savedmodel import export
 from serving_export.two_stage import load_second
-from serving_export.verify import Expectation, _ask, _close, verify
+from serving_export.verify import Expectation, _close, ask, verify
 
 CANDIDATES = 12
 UNKNOWN = "🤷 no such id"
@@ -144,7 +144,7 @@ def test_a_fresh_process_answers_as_the_offline_pipeline_scores(made, tiny):
     request = queries | {"exclusions": exclusions, "k": np.int32(1000)}
     scores = offline(made, queries, excluded)
     best = -np.sort(-scores, axis=1)[:, :CANDIDATES]
-    for answer in _ask(made.variants, request).values():
+    for answer in ask(made.variants, request).values():
         assert answer["ids"].shape == (len(excluded), CANDIDATES)
         assert _close(answer["scores"], best).all()
         rows = {item: row for row, item in enumerate(made.corpus.item)}
@@ -232,7 +232,7 @@ def test_other_answers_than_those_of_the_ranker_are_refused(made, monkeypatch):
             for name, folder in variants.items()
         }
 
-    monkeypatch.setattr("serving_export.verify._ask", ask)
+    monkeypatch.setattr("serving_export.verify.ask", ask)
     queries = next(iter(raw_batches(made.data, made.data.test, 16).as_numpy_iterator()))
     expectation = Expectation(
         data=made.data,

@@ -76,7 +76,9 @@ def test_it_learns_what_the_history_says_of_a_candidate(build, settings):
     losses = [float(step(batch)["loss"]) for _ in range(80)]
     # What is told is the mean of the epoch so far.
     assert losses[0] == pytest.approx(first, rel=1e-4)
-    assert ranker.compute_loss(batch) < first / 3 < losses[-1]
+    last = float(ranker.compute_loss(batch))
+    assert last < first / 3
+    assert last < losses[-1] < first
     assert ranker.step.numpy() == 80
     other = ranker.features(requests(corpus))
     hits = ranker(other).numpy().argmax(axis=1) == other["label_place"].numpy()
