@@ -30,8 +30,9 @@ class VersionFolder:
 
     Every call can be killed at any moment and repeated; calls of several processes wait for each
     other. Killed between its renames, `add` leaves a whole version of one variant alone, which
-    `versions` does not count and whose number the next one goes past. A number is never given twice, so a server that polls slowly cannot take one version for
-    another. The folder must be on a file system with locks and atomic renames (local, NFS).
+    `versions` does not count and whose number the next one goes past. A number is never given
+    twice, so a server that polls slowly cannot take one version for another. The folder must be on
+    a file system with locks and atomic renames (local, NFS).
 
     Args:
         directory: made when missing.
