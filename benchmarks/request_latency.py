@@ -5,8 +5,10 @@
 Each run folder holds `data/` and `export/`. One query after the other is asked for 20 items, by two
 ways to call a SavedModel from Python: its signature, and a session with the same feeds and fetches,
 which is how TensorFlow Serving runs it. The peer of each is a signature with the same inputs and
-outputs that computes nothing: what it costs is overhead. All are asked in turn, request by request,
-so that other work on the machine slows them alike; the load is noted.
+outputs that computes nothing: what it costs is overhead. A third way asks for 32 queries at once;
+its time is that of one of them. All are asked in turn, request by request, so that other work on
+the machine slows them alike; the load is noted, and processor time beside the clock's, which other
+work hardly touches.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 
 K = 20
 WARM_UP = 50
+BATCH = 32
 THREADS = ("default", "1")
 Call = Callable[[int], Any]
 
@@ -39,24 +42,28 @@ def measure(run_dir: Path, count: int, out: Path) -> None:
 
     data, exported = PreparedData.load(run_dir / "data"), ExportedModel.load(run_dir / "export")
     batch = next(iter(raw_batches(data, data.test, count).as_numpy_iterator()))
-    requests = [
-        {name: values[n : n + 1] for name, values in batch.items()}
-        | {"k": np.array(K, np.int32), "exclusions": np.full([1, 1], b"", object)}
-        for n in range(len(next(iter(batch.values()))))
-    ]
+    size = len(next(iter(batch.values())))
+
+    def requests(at_once: int) -> list[dict[str, Any]]:
+        rows = [np.arange(n, n + at_once) % size for n in range(size)]
+        rest = {"k": np.array(K, np.int32), "exclusions": np.full([at_once, 1], b"", object)}
+        return [{name: v[chosen] for name, v in batch.items()} | rest for chosen in rows]
+
     with TemporaryDirectory() as folder:
         trivial = _trivial(tf, exported.directory / "exact", Path(folder))
         folders = {name: exported.directory / name for name in ("scann", "exact")}
         folders["nothing"] = trivial
         calls: dict[str, Call] = {}
         for name, place in folders.items():
-            calls[f"{name} signature"] = _signature(tf, place, requests)
-            calls[f"{name} session"] = _session(tf, place, requests)
-        np.savez(out, **_timed(calls, len(requests)))
+            calls[f"{name} signature"] = _signature(tf, place, requests(1))
+            calls[f"{name} session"] = _session(tf, place, requests(1))
+            calls[f"{name} batches"] = _signature(tf, place, requests(BATCH))
+        np.savez(out, **_timed(calls, size))
 
 
 def _timed(calls: Mapping[str, Call], count: int) -> dict[str, np.ndarray[Any, Any]]:
-    times = {name: np.zeros(count) for name in calls}
+    """Milliseconds of clock and of processor for every request, `[count, 2]` by way to ask it."""
+    times = {name: np.zeros([count, 2]) for name in calls}
     order, random = list(calls), np.random.default_rng(1)
     for name in order:
         for n in range(WARM_UP):
@@ -64,9 +71,10 @@ def _timed(calls: Mapping[str, Call], count: int) -> dict[str, np.ndarray[Any, A
     for n in range(count):
         random.shuffle(order)
         for name in order:
-            begun = time.perf_counter()
+            begun = np.array([time.perf_counter(), time.process_time()])
             calls[name](n)
-            times[name][n] = 1000 * (time.perf_counter() - begun)
+            taken = np.array([time.perf_counter(), time.process_time()]) - begun
+            times[name][n] = 1000 * taken / (BATCH if name.endswith("batches") else 1)
     return times
 
 
@@ -128,27 +136,35 @@ def records(run_dir: Path, count: int) -> list[Any]:
                 check=True,
             )
             times = dict(np.load(out))
-        for name in (f"{v} {way}" for way in ("signature", "session") for v in ("scann", "exact")):
-            peer = f"nothing {name.split()[1]}"
-            for share in (50, 99):
+        ways = ("signature", "session", "batches")
+        for variant, way in ((v, way) for way in ways for v in ("scann", "exact")):
+            ours, nothing = times[f"{variant} {way}"], times[f"nothing {way}"]
+            for metric, column, share in _METRICS:
                 row = Record(
-                    what=f"{name}, threads {threads}",
+                    what=f"{variant}, {_WAYS[way]}, threads {threads}",
                     data=f"{run_dir.name}, {items} items",
-                    metric=f"p{share} ms",
-                    value=float(np.percentile(times[name], share)),
-                    peer=f"the same inputs and outputs, {peer}",
-                    peer_value=float(np.percentile(times[peer], share)),
+                    metric=metric,
+                    value=float(np.percentile(ours[:, column], share)),
+                    peer="a signature that computes nothing",
+                    peer_value=float(np.percentile(nothing[:, column], share)),
                     target=f"{count} requests in turn; load {load:.0f} on {os.cpu_count()} cores",
                     command=f"python benchmarks/request_latency.py {run_dir}",
                 )
                 made.append(row)
                 print(
-                    f"{row.data:28} {row.what:32} {row.metric} {row.value:7.3f}, "
+                    f"{row.data:28} {row.what:42} {metric:14} {row.value:7.3f}, "
                     f"overhead {row.peer_value:6.3f} ({row.peer_value / row.value:.0%})"
                 )
     return made
 
 
+_WAYS = {
+    "signature": "one by one",
+    "session": "one by one in a session",
+    "batches": f"{BATCH} at once",
+}
+#: Name, column of the times (clock, processor), percentile.
+_METRICS = (("p50 ms", 0, 50), ("p99 ms", 0, 99), ("p50 processor ms", 1, 50))
 _THREAD_SETTINGS = ("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 import requests
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from recsys.config import Cluster
@@ -50,6 +51,19 @@ def test_metrics_and_artifacts(tracker, tmp_path):
     assert (point.value, point.step) == (0.5, 3)
     assert [a.path for a in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
     assert (tmp_path / "runs" / "mlartifacts").is_dir()
+
+
+def test_tags_texts_and_pictures(tracker):
+    tracker.set_tags({"recsys.version": "1", "recsys.git_changed": "true"})
+    tracker.set_tags({"recsys.version": "2"})
+    tracker.log_text("a table", "evaluation/summary.txt")
+    tracker.log_figure(Figure(), "model/curves.png")
+    client = MlflowClient(tracker.uri)
+    tags = client.get_run(tracker.run_id).data.tags
+    assert (tags["recsys.version"], tags["recsys.git_changed"]) == ("2", "true")
+    for folder, file in (("evaluation", "summary.txt"), ("model", "curves.png")):
+        found = client.list_artifacts(tracker.run_id, folder)
+        assert [(a.path, a.file_size > 0) for a in found] == [(f"{folder}/{file}", True)]
 
 
 def test_a_worker_logs_to_the_run_of_the_driver(tracker):
