@@ -83,8 +83,11 @@ def best(folder: Path) -> float:
     return model.curves[model.monitor][model.best_epoch - 1]
 
 
-def disturbed(config: RunConfig, folder: Path, faults: int, draw: random.Random) -> Outcome:
-    """Train with so many faults, or fewer if the training is over before."""
+def disturbed(folder: Path, faults: int, longest: float, draw: random.Random) -> Outcome:
+    """Train with so many faults, or fewer if the training is over before.
+
+    A fault comes up to `longest` seconds after both workers live; their start is among them.
+    """
     outcome = Outcome(completed=False, value=float("nan"), repeated=0)
     model = folder / "model"
     with (folder / "fit.log").open("w") as log:
@@ -95,12 +98,12 @@ def disturbed(config: RunConfig, folder: Path, faults: int, draw: random.Random)
             attempt = wait_for_workers(process, model / "launch", number)
             if attempt is None:
                 break
-            time.sleep(draw.uniform(0, 60))
+            time.sleep(draw.uniform(0, longest))
             what, death = draw.choice(VICTIMS), draw.choice(DEATHS)
             pid = victim(attempt, what)
             if pid is None or process.poll() is not None:
                 break
-            outcome.lost.append(steps_since_checkpoint(model / "checkpoints"))
+            outcome.lost += steps_since_checkpoint(model / "checkpoints")
             os.kill(pid, death)
             outcome.faults.append(f"{what} {death.name}")
             print(f"{folder.name}: {outcome.faults[-1]}", flush=True)
@@ -148,13 +151,16 @@ def processes() -> Iterator[tuple[int, list[str]]]:
             continue
 
 
-def steps_since_checkpoint(checkpoints: Path) -> float:
-    """Steps since the newest checkpoint, by the pace of those before; at most those between two."""
+def steps_since_checkpoint(checkpoints: Path) -> list[float]:
+    """Steps since the newest checkpoint, by the pace before it; none while the pace is unknown.
+
+    No more than there are between two checkpoints: then the workers were still starting.
+    """
     times = sorted(file.stat().st_mtime for file in checkpoints.glob("epoch-*/state.json"))
     if len(times) < 2:
-        return float(EVERY_STEPS)
+        return []
     pace = EVERY_STEPS / max(times[-1] - times[-2], 1e-3)
-    return min((time.time() - times[-1]) * pace, float(EVERY_STEPS))
+    return [min((time.time() - times[-1]) * pace, float(EVERY_STEPS))]
 
 
 def repeated_epochs(launch: Path) -> int:
@@ -184,8 +190,8 @@ def records(outcomes: list[Outcome], seeds: list[float], config: RunConfig) -> l
     return [
         record("trainings completed", sum(o.completed for o in outcomes), f"{len(outcomes)}"),
         record("finished epochs repeated", sum(o.repeated for o in outcomes), "0"),
-        record("steps lost at a fault, at most (estimate)", max(lost), f"{EVERY_STEPS}"),
-        record("steps lost at a fault, mean (estimate)", sum(lost) / len(lost)),
+        record("steps lost at a fault, most (estimate)", max(lost, default=0), f"{EVERY_STEPS}"),
+        record("steps lost at a fault, mean (estimate)", sum(lost) / max(1, len(lost))),
         record(f"{config.train.monitor}, farthest from the seeds' mean", worst, "", middle),
         *(record(kind, sum(outcome.faults.count(kind) for outcome in outcomes)) for kind in kinds),
     ]
@@ -197,6 +203,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--kills-per-training", type=int, default=5)
+    parser.add_argument("--longest", type=float, default=60, help="seconds until the next fault")
     parser.add_argument("--config", default="eshop_clothing")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--seeds", type=int, default=3)
@@ -220,7 +227,8 @@ def main() -> None:
         folder = given.runs / f"disturbed-{len(outcomes)}"
         shutil.rmtree(folder, ignore_errors=True)
         folder_of(given.runs, folder.name, own)
-        outcomes.append(disturbed(own, folder, min(left, given.kills_per_training), draw))
+        faults = min(left, given.kills_per_training)
+        outcomes.append(disturbed(folder, faults, given.longest, draw))
         if not outcomes[-1].faults:
             raise SystemExit("a training was over before the first fault: give it more epochs")
         left -= len(outcomes[-1].faults)
