@@ -11,6 +11,7 @@ import tensorflow as tf
 from serving_export.index import Effort
 from serving_export.searcher import Floats, search
 
+#: Scores this close are equal: absolute below 1, relative above.
 _TIE = 1e-5
 _BATCH = 100
 
@@ -56,7 +57,8 @@ def measure(handle: tf.Tensor, effort: Effort, sample: Sample) -> tuple[Floats, 
         true = np.einsum("qd,qkd->qk", sample.queries[few], sample.corpus[rows])
         # Places for which too few candidates were found hold NaN.
         true[np.isnan(scores)] = -np.inf
-        hits = np.count_nonzero(true >= sample.kth_best[few, np.newaxis] - _TIE, axis=1)
+        needed = sample.kth_best[few, np.newaxis]
+        hits = np.count_nonzero(true >= needed - _TIE * np.maximum(1, np.abs(needed)), axis=1)
         recalls.append(np.minimum(hits, effort.k) / effort.k)
     return np.concatenate(recalls).astype(np.float32), 1000 * seconds / len(sample.queries)
 

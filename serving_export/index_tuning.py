@@ -41,6 +41,8 @@ _FIRST_SHARE = 1 / 256
 _PRECISION = 1.1
 #: More leaves are given up when doubling them brings less recall than this.
 _LEAST_GAIN = 0.003
+#: Points of the curve are so far apart in recall.
+_LEAST_STEP = 0.003
 #: One-sided 95 %: a mean over the tuning queries must clear the target by so many errors.
 _ERRORS = 1.645
 #: Rounded scores also rank what is returned: int8 has to be so many times as fast to be chosen.
@@ -91,7 +93,8 @@ def build(
     for structure in _within(target.max_seconds, _structures(len(embeddings))):
         for bits, state in _states(embeddings, structure):
             trials = _trials(state, structure, k, tuning, target.min_recall)
-            for trial, point in _frontier(state, structure, bits, trials, reported):
+            measured = _frontier(state, structure, bits, trials, reported, target.min_recall)
+            for trial, point in measured:
                 points.append(point)
                 if _meets(trial, point, target) and (best is None or _cost(point) < best.cost):
                     best = _Choice(state, trial.effort, point, _cost(point))
@@ -196,15 +199,24 @@ def _tried(handle: tf.Tensor, effort: Effort, sample: Sample) -> _Trial:
 
 
 def _frontier(
-    state: State, structure: Structure, bits: int, trials: list[_Trial], reported: Sample
+    state: State,
+    structure: Structure,
+    bits: int,
+    trials: list[_Trial],
+    reported: Sample,
+    min_recall: float,
 ) -> Iterator[tuple[_Trial, IndexPoint]]:
-    """Measure the trials that none other beats in both recall and time, on the other queries."""
-    size, best = state.bytes, -1.0
+    """Measure the trials that none other beats in both recall and time, on the other queries.
+
+    The fastest that meets the target is among them, however little it is above the next.
+    """
+    size, best, met = state.bytes, -math.inf, False
     with restored(state) as handle:
         for trial in sorted(trials, key=lambda trial: (trial.milliseconds, -trial.recall)):
-            if trial.recall - best < _LEAST_GAIN and best >= 0:
+            first_to_meet = trial.bound >= min_recall and not met
+            if trial.recall - best < _LEAST_STEP and not first_to_meet:
                 continue
-            best = trial.recall
+            best, met = max(best, trial.recall), met or first_to_meet
             measured = [measure(handle, trial.effort, reported) for _ in range(_REPEATS)]
             yield (
                 trial,

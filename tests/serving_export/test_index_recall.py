@@ -41,3 +41,10 @@ def test_one_query_has_to_do_both(corpus):
     tuning, reported = halves(corpus, corpus[:1], 5)
     assert tuning is reported
     assert len(reported.queries) == 1
+
+
+def test_long_vectors_are_found_in_spite_of_their_rounding(corpus, tiny):
+    sample, _ = halves(1000 * corpus, 1000 * tiny.clustered(100, 2), 10)
+    with restored(train(1000 * corpus, Structure("brute_force"))) as handle:
+        recalls, _ = measure(handle, Effort(10, 1, 1, 2000), sample)
+    assert (recalls == 1).all()

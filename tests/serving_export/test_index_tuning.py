@@ -74,6 +74,13 @@ def test_no_setting_of_the_curve_is_faster_and_holds(vectors, only_a_tree):
     assert report.milliseconds_per_query <= 1.25 * min(sure)
 
 
+def test_the_fastest_that_holds_is_kept_however_little_it_gains(vectors, only_a_tree, monkeypatch):
+    monkeypatch.setattr(index_tuning, "_LEAST_STEP", 1)
+    _, report = build(*vectors, target(0.8))
+    assert report.recall >= 0.8
+    assert len(report.curve) <= 4  # of either reordering, the fastest and the fastest that holds
+
+
 def test_higher_target_searches_harder(vectors, only_a_tree):
     _, lower = build(*vectors, target(0.3))
     _, higher = build(*vectors, target(0.95))
