@@ -30,6 +30,7 @@ from recsys.artifacts import (
 from recsys.config import ConfigError, RunConfig
 from recsys.overrides import check_space, check_tunable
 from recsys.run_folder import RunFolder
+from recsys.steps import STEPS, steps_of
 from recsys.summary import (
     Recommendation,
     decision_lines,
@@ -51,17 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Steps in order, and what each leaves in its folder.
-STEPS: dict[str, tuple[str, type[Manifest]]] = {
-    "prepare": ("data", PreparedData),
-    "fit": ("model", TrainedModel),
-    "rank": ("ranking", TrainedRanker),
-    "evaluate": ("evaluation", EvaluationReport),
-    "export": ("export", ExportedModel),
-    "register": ("registration", RegisteredModel),
-    "promote": ("promotion", Promotion),
-    "score": ("scoring", Scoring),
-}
 #: Folder of `tune`, which stands beside the steps: it reads what `prepare` made, changes nothing.
 TUNING = "tuning"
 _SHOWN_USERS = 3
@@ -363,11 +353,6 @@ class Run:
             return
         data = self.load("prepare", PreparedData)
         score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
-
-
-def steps_of(config: RunConfig) -> list[str]:
-    """The steps of a run: `rank` is one where the config has a `ranking` section."""
-    return [step for step in STEPS if step != "rank" or config.ranking is not None]
 
 
 def _test_metrics(report: EvaluationReport) -> dict[str, float]:

@@ -5,8 +5,9 @@ from mlflow import MlflowClient
 
 from recsys.artifacts import ArtifactError, EvaluationReport, PreparedData, RegisteredModel
 from recsys.config import ConfigError, RunConfig
-from recsys.pipeline import STEPS, TUNING, Run, steps_of
+from recsys.pipeline import TUNING, Run
 from recsys.run_folder import RunFolder
+from recsys.steps import STEPS
 
 
 @pytest.fixture
@@ -21,10 +22,7 @@ def finished(run):
     return [name for name, (_, kind) in STEPS.items() if kind.exists(run.directory(name))]
 
 
-def test_ranking_is_a_step_where_the_config_has_its_section(run):
-    assert "rank" not in run.steps
-    ranking = RunConfig.model_validate(run.config.model_dump() | {"ranking": {"candidates": 20}})
-    assert steps_of(ranking) == list(STEPS)
+def test_a_step_that_the_config_does_not_have_is_refused(run):
     with pytest.raises(ConfigError, match="no `ranking` section"):
         run.do("rank")
 
