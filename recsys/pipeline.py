@@ -33,6 +33,7 @@ from recsys.config import ConfigError, RunConfig
 from recsys.overrides import check_space, check_tunable
 from recsys.registered import Registered, connect_registry
 from recsys.run_folder import RunFolder
+from recsys.steps import STEPS, steps_of
 from recsys.summary import (
     decision_lines,
     export_lines,
@@ -52,17 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Steps in order, and what each leaves in its folder.
-STEPS: dict[str, tuple[str, type[Manifest]]] = {
-    "prepare": ("data", PreparedData),
-    "fit": ("model", TrainedModel),
-    "rank": ("ranking", TrainedRanker),
-    "evaluate": ("evaluation", EvaluationReport),
-    "export": ("export", ExportedModel),
-    "register": ("registration", RegisteredModel),
-    "promote": ("promotion", Promotion),
-    "score": ("scoring", Scoring),
-}
 #: Folder of `tune`, which stands beside the steps: it reads what `prepare` made, changes nothing.
 TUNING = "tuning"
 _SHOWN_ITEMS = 5
@@ -381,8 +371,3 @@ class Run:
             return
         data = self.load("prepare", PreparedData)
         score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
-
-
-def steps_of(config: RunConfig) -> list[str]:
-    """The steps of a run: `rank` is one where the config has a `ranking` section."""
-    return [step for step in STEPS if step != "rank" or config.ranking is not None]

@@ -23,7 +23,8 @@ from recsys.artifacts import (
     Scoring,
     TrainedModel,
 )
-from recsys.pipeline import STEPS
+from recsys.config import RunConfig
+from recsys.steps import STEPS, steps_of
 
 RECSYS = Path(sys.executable).with_name("recsys")
 PATIENCE = 240
@@ -37,7 +38,7 @@ def copied(finished_run, tmp_path):
         folder = tmp_path / "runs" / "planted"
         folder.mkdir(parents=True)
         shutil.copy(finished_run / "config.json", folder)
-        names = list(STEPS)
+        names = steps_of(RunConfig.model_validate_json((folder / "config.json").read_bytes()))
         for earlier in names[: names.index(step)]:
             kept = STEPS[earlier][0]
             shutil.copytree(finished_run / kept, folder / kept)

@@ -9,7 +9,7 @@ import yaml
 
 from recsys.cli import _config_file, app
 from recsys.config import load_config
-from recsys.pipeline import steps_of
+from recsys.steps import steps_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,8 +12,9 @@ from recsys.artifacts import (
     PreparedData,
 )
 from recsys.config import ConfigError, RunConfig
-from recsys.pipeline import STEPS, TUNING, Run, steps_of
+from recsys.pipeline import TUNING, Run
 from recsys.run_folder import RunFolder
+from recsys.steps import STEPS
 
 
 @pytest.fixture
@@ -28,10 +29,7 @@ def finished(run):
     return [name for name, (_, kind) in STEPS.items() if kind.exists(run.directory(name))]
 
 
-def test_ranking_is_a_step_where_the_config_has_its_section(run):
-    assert "rank" not in run.steps
-    ranking = RunConfig.model_validate(run.config.model_dump() | {"ranking": {"candidates": 20}})
-    assert steps_of(ranking) == list(STEPS)
+def test_a_step_that_the_config_does_not_have_is_refused(run):
     with pytest.raises(ConfigError, match="no `ranking` section"):
         run.do("rank")
 
@@ -80,7 +78,7 @@ def test_a_corpus_that_was_not_prepared_leaves_the_export(run, tmp_path):
     with pytest.raises(ArtifactError, match=r"elsewhere/data/manifest.json.*`recsys prepare`"):
         run.reindex(tmp_path / "elsewhere")
     assert run.load("export", ExportedModel) == before
-    assert finished(run) == list(STEPS)
+    assert finished(run) == run.steps
 
 
 def test_a_ranker_is_not_asked_about_items_it_was_not_trained_with(run):
