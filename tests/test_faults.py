@@ -23,7 +23,7 @@ from recsys.artifacts import (
     Scoring,
     TrainedModel,
 )
-from recsys.config import RunConfig
+from recsys.run_folder import RunFolder
 from recsys.steps import STEPS, steps_of
 
 RECSYS = Path(sys.executable).with_name("recsys")
@@ -38,7 +38,7 @@ def copied(finished_run, tmp_path):
         folder = tmp_path / "runs" / "planted"
         folder.mkdir(parents=True)
         shutil.copy(finished_run / "config.json", folder)
-        names = steps_of(RunConfig.model_validate_json((folder / "config.json").read_bytes()))
+        names = steps_of(RunFolder(folder).config())
         for earlier in names[: names.index(step)]:
             kept = STEPS[earlier][0]
             shutil.copytree(finished_run / kept, folder / kept)
