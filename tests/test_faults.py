@@ -93,11 +93,12 @@ def digests(folder):
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("moment", ["events: kept", "train: ", "corpus: "])
-def test_prepare(copied, clicks_config, finished_run, moment):
+def test_prepare(copied, clicks_config, finished_run):
+    """Killed three times, each time a little later."""
     folder = copied("prepare")
-    process = start("prepare", folder, clicks_config)
-    kill_when(process, logged(folder, "prepare", moment), folder, "prepare")
+    for moment in ("events: kept", "train: ", "corpus: "):
+        process = start("prepare", folder, clicks_config)
+        kill_when(process, logged(folder, "prepare", moment), folder, "prepare")
     again("prepare", folder, clicks_config)
     for split in ("train", "validation", "test", "corpus"):
         assert digests(folder / "data" / split) == digests(finished_run / "data" / split)

@@ -101,12 +101,13 @@ def command_line(pid):
 
 
 def worker(model, rank):
-    """Process id of a training worker of this model."""
+    """Process id of a training worker of this model, in its last attempt."""
+    attempt = str(sorted((model / "launch").iterdir())[-1])
     for path in Path("/proc").glob("[0-9]*"):
         words = command_line(path.name)
-        if "training.worker" in words and words[-2] == str(rank) and str(model) in words[-3]:
+        if "training.worker" in words and words[-3:-1] == [attempt, str(rank)]:
             return int(path.name)
-    raise AssertionError(f"no worker {rank} of {model}")
+    raise AssertionError(f"no worker {rank} of {attempt}")
 
 
 def executor(model, rank):
@@ -118,7 +119,7 @@ def executor(model, rank):
     return pid
 
 
-def finish(process, model, tmp_path, undisturbed):
+def finish(process, model, tmp_path, undisturbed, restarts=1):
     """Wait for the end, compare with an undisturbed training; return the log of the last chief."""
     code = process.wait(PATIENCE)
     told = (tmp_path / "fit.log").read_text()
@@ -135,30 +136,36 @@ def finish(process, model, tmp_path, undisturbed):
     assert run.data.tags["recsys.spark_application"].startswith(("local-", "app-"))
     assert run.data.metrics["system/cpu_utilization_percentage"] > 0
     attempts = sorted((model / "launch").iterdir())
-    assert len(attempts) == 2, told
-    assert "restart 1 in 1 s" in told
+    assert len(attempts) == 1 + restarts, told
+    # Each attempt brought a newer checkpoint, so no wait is longer than the first.
+    assert all(f"restart {number} in 1 s" in told for number in range(1, restarts + 1))
     return (attempts[-1] / "rank-0.log").read_text(), told
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize(
-    ("victim", "rank", "death", "master", "cause"),
-    [
-        (worker, 1, signal.SIGKILL, LOCAL, "worker 1 on .*: killed by SIGKILL"),
-        (worker, 0, signal.SIGKILL, LOCAL, "worker 0 on .*: killed by SIGKILL"),
-        (worker, 1, signal.SIGSTOP, LOCAL, r"worker 1 on .*: no sign of life for \d+ s"),
-        (executor, 1, signal.SIGKILL, EXECUTORS, EXECUTOR_LOST),
-    ],
-    ids=["worker killed", "chief killed", "worker frozen", "executor killed"],
-)
-def test_it_ends_as_if_nothing_had_happened(
-    start, tmp_path, undisturbed, victim, rank, death, master, cause
-):
-    process, model = start(master)
+def test_workers_and_chief_killed_and_frozen_in_turn(start, tmp_path, undisturbed):
+    """After each of the first three epochs a worker is lost; the fit ends as if none had been."""
+    process, model = start(LOCAL)
+    for epoch, (rank, death) in enumerate(
+        [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)], 1
+    ):
+        reached = model / f"checkpoints/epoch-{epoch:04d}/state.json"
+        wait_for(reached.is_file, process, tmp_path)
+        os.kill(worker(model, rank), death)
+    log, told = finish(process, model, tmp_path, undisturbed, restarts=3)
+    assert re.search("worker 1 on .*: killed by SIGKILL", told)
+    assert re.search("worker 0 on .*: killed by SIGKILL", told)
+    assert re.search(r"worker 1 on .*: no sign of life for \d+ s", told)
+    assert "resume after epoch 3, step " in log
+
+
+@pytest.mark.spark
+def test_an_executor_is_killed(start, tmp_path, undisturbed):
+    process, model = start(EXECUTORS)
     wait_for((model / "checkpoints/epoch-0002/state.json").is_file, process, tmp_path)
-    os.kill(victim(model, rank), death)
+    os.kill(executor(model, 1), signal.SIGKILL)
     log, told = finish(process, model, tmp_path, undisturbed)
-    assert re.search(cause, told)
+    assert re.search(EXECUTOR_LOST, told)
     assert "resume after epoch 2, step " in log
 
 
