@@ -144,7 +144,7 @@ def _write_parts(table: DataFrame, parts: int, folder: Path, model: ModelVersion
     )
     counts = table.repartition(parts, "user").mapInArrow(write, _COUNTS).collect()
     before = sum(row["found"] for row in counts)
-    logger.info("scored %d of %d parts, the others were there", len(counts) - before, len(counts))
+    logger.info("scored %d parts; %d were there", len(counts) - before, before)
     return sum(row["num_users"] for row in counts)
 
 

@@ -43,6 +43,11 @@ class Structure:
     num_leaves: int = 1
     avq: float | None = None
 
+    def __str__(self) -> str:
+        if self.kind != "tree":
+            return self.kind
+        return f"tree of {self.num_leaves} leaves" + (f", AVQ {self.avq:g}" if self.avq else "")
+
 
 class State(NamedTuple):
     """A searcher as nine tensors, in the order in which the op that restores one takes them."""
