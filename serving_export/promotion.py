@@ -44,6 +44,8 @@ _REASON = "gate_reason_"
 _CHECK = "gate_check_"
 #: Unity Catalog allows neither dots nor slashes in keys, and 256 characters in values.
 _TAG_LENGTH = 256
+#: Leaves room for the numbers of a check, which must stay readable JSON.
+_WHAT_LENGTH = 80
 
 
 class Rival(NamedTuple):
@@ -242,7 +244,7 @@ def _remember(
 ) -> None:
     tags = {f"{_REASON}{n:02}": reason for n, reason in enumerate(verdict.reasons)}
     tags |= {
-        f"{_CHECK}{n:02}": check.model_dump_json(exclude_none=True)
+        f"{_CHECK}{n:02}": _shortened(check).model_dump_json(exclude_none=True)
         for n, check in enumerate(verdict.checks)
     }
     tags |= {_PROMOTED: str(verdict.promoted).lower(), _PREVIOUS: previous or ""}
@@ -251,6 +253,10 @@ def _remember(
             client.delete_model_version_tag(model.name, model.version, stale)
     for key, value in tags.items():
         client.set_model_version_tag(model.name, model.version, key, value[:_TAG_LENGTH])
+
+
+def _shortened(check: Check) -> Check:
+    return check.model_copy(update={"what": check.what[:_WHAT_LENGTH]})
 
 
 def _recall(client: MlflowClient, model: ModelVersion) -> tuple[str | None, _Verdict]:

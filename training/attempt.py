@@ -126,12 +126,16 @@ class Attempt:
         if not file.exists():
             write_atomically(file, failure.model_dump_json(indent=2))
 
-    def diagnosis(self, told: str) -> WorkersLost | WorkerError:
-        """Find the cause among the failures of the workers; `told` is what Spark says."""
-        failures = [
+    def failures(self) -> list[Failure]:
+        """What is noted of the workers so far, by rank."""
+        return [
             Failure.model_validate_json(file.read_bytes())
             for file in sorted(self.folder.glob("rank-*.failure.json"))
         ]
+
+    def diagnosis(self, told: str) -> WorkersLost | WorkerError:
+        """Find the cause among the failures of the workers; `told` is what Spark says."""
+        failures = self.failures()
         kinds: tuple[FailureKind, ...] = ("lost", "error", "outage", "peer")
         by_kind = {k: [failure for failure in failures if failure.kind == k] for k in kinds}
         # Whoever saw a worker die may have raised anything; so the dead come first.

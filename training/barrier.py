@@ -71,8 +71,9 @@ def run_workers(
         except Exception as error:
             attempt.abandon()
             # TensorFlow may notice a frozen worker first; then all that is known is that others
-            # failed.
-            watch.note_silent(_SILENT_SECONDS)
+            # failed. Where one raised, the others are silent because Spark has ended them.
+            if not any(failure.kind == "error" for failure in attempt.failures()):
+                watch.note_silent(_SILENT_SECONDS)
             # Spark knows of exit codes and lost executors only, and wraps them in pages of trace.
             lines = str(error).strip().splitlines()
             told = " ".join(line for line in lines if not line.startswith("\tat "))

@@ -11,7 +11,7 @@ import tensorflow as tf
 from mlflow import MlflowClient
 
 from recsys.artifacts import ArtifactError, Check, IndexReport, Promotion, RegisteredModel
-from serving_export.promotion import Rival, decision, promote, rollback
+from serving_export.promotion import Rival, _shortened, decision, promote, rollback
 from serving_export.registry import ModelVersion, champion, connect, register, resolve
 
 BETTER = {"popularity": 0.5, "markov": 0.1}
@@ -207,6 +207,13 @@ def test_numbers_are_kept_on_the_version_whichever_way_it_goes(named, client, ti
         "limit": 0.0, "holds": True,
     }  # fmt: skip
     assert decision(ModelVersion("measured", "1")) == ["refused", *promotion.reasons]
+
+
+def test_a_check_of_a_long_name_stays_readable_in_a_tag():
+    long = Check(what="ndcg@20 of " + "x" * 300, value=-1 / 3, low=-1 / 7, limit=1 / 9, holds=False)
+    told = _shortened(long.model_copy(update={"high": 1 / 11})).model_dump_json()
+    assert len(told) <= 256
+    assert Check.model_validate_json(told).value == long.value
 
 
 def test_a_second_decision_leaves_nothing_of_the_first(named, client, tiny, tmp_path):

@@ -1,3 +1,4 @@
+import re
 import socket
 import time
 
@@ -17,8 +18,8 @@ def test_a_lost_worker_is_noticed_and_the_launch_restarted(
     launch(launched.stumble, two_workers, tmp_path, how, folder=tmp_path, spark=lambda: spark)
     assert time.monotonic() - started < 120
     assert len(list((tmp_path / "launch").iterdir())) == 2
-    expected = {"kill": "killed by SIGKILL", "freeze": "no sign of life for 10 s"}[how]
-    assert expected in caplog.text
+    expected = {"kill": "killed by SIGKILL", "freeze": r"no sign of life for \d+ s"}[how]
+    assert re.search(expected, caplog.text)
     assert Attempt(tmp_path / "launch" / "attempt-0001").is_abandoned()
 
 
