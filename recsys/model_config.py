@@ -76,6 +76,9 @@ class TwoTowerConfig(Section):
     id_dropout: float = Field(
         0.0, ge=0, lt=1, description="item ids dropped, so that features carry new items"
     )
+    mixed_precision: bool = Field(
+        False, description="encoder and hidden layers train in bfloat16; what is saved is float32"
+    )
     loss: Loss = Loss()
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from recsys.dataset import (
 )
 from recsys.features import FeatureEncoder
 from recsys.metrics import per_query
-from recsys.model_config import Train
+from recsys.model_config import Train, TwoTowerConfig
 from recsys.models.retrieval import TwoTower
 from recsys.ranks import DotProduct, rank_queries
 from recsys.sequences import WHOLE, Order, Share, training_batches
@@ -107,13 +107,13 @@ def _fit(
     best = state.best(train.monitor)
     logger.info("best epoch %d: %s %.4f", state.best_epoch, train.monitor, best)
     if train.refit:
-        if config.ranking is not None and is_chief():
+        if config.ranking is not None:
             # The second stage must not learn from scores of labels that were learned by heart.
-            _save_towers(model, directory / _BEFORE_REFIT)
+            _save_towers(inputs.in_float32(model), directory / _BEFORE_REFIT)
         model = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
     manifest = _manifest(config, state, directory, mlflow_run_id)
+    _save_towers(inputs.in_float32(model), directory / "towers")
     if is_chief():
-        _save_towers(model, directory / "towers")
         manifest.save()
     wait_for_chief()
     return manifest
@@ -176,20 +176,35 @@ class _Inputs:
 
     def build_model(self, splits: Sequence[Sequences]) -> TwoTower:
         """Build and compile the model and create all its variables."""
-        config = self.config
+        model = self._with_variables(self.config.model)
+        model.compile(optimizer=optimizer(self.config.train, self.steps_per_epoch(splits)))
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def in_float32(self, model: TwoTower) -> TwoTower:
+        """Return the model that is evaluated and served: the same weights, not in half precision.
+
+        To be called by all workers: their variables are created together.
+        """
+        if not self.config.model.mixed_precision:
+            return model
+        whole = self.config.model.model_copy(update={"mixed_precision": False})
+        served = self._with_variables(whole)
+        served.set_weights(model.get_weights())
+        return served
+
+    def _with_variables(self, config: TwoTowerConfig) -> TwoTower:
         model = TwoTower(
-            config.model,
-            config.schema_,
+            config,
+            self.config.schema_,
             self.encoder,
             self.corpus,
-            seed=config.seed,
+            seed=self.config.seed,
             exclude_seen=self.data.exclude_seen,
         )
-        model.compile(optimizer=optimizer(config.train, self.steps_per_epoch(splits)))
         for raw in raw_batches(self.data, self.data.validation, 1).take(1):
             model(self.encoder(raw))
         model.embed_corpus()
-        model.optimizer.build(model.trainable_variables)
         return model
 
     def validate(self, model: TwoTower) -> dict[str, float]:
@@ -290,7 +305,12 @@ def optimizer(train: Train, steps_per_epoch: int) -> tf.keras.optimizers.Optimiz
             warmup_target=train.learning_rate if train.warmup_steps else None,
             warmup_steps=train.warmup_steps,
         )
-    settings: dict[str, Any] = {"learning_rate": rate, "global_clipnorm": train.clip_norm}
+    # On a GPU Keras compiles updates by XLA, which fails at sparse ones of deterministic training.
+    settings: dict[str, Any] = {
+        "learning_rate": rate,
+        "global_clipnorm": train.clip_norm,
+        "jit_compile": False,
+    }
     if train.optimizer == "adagrad":
         return tf.keras.optimizers.Adagrad(**settings)
     return tf.keras.optimizers.Adam(weight_decay=train.weight_decay or None, **settings)
@@ -305,8 +325,9 @@ def _check_schema(config: RunConfig, data: PreparedData) -> None:
 
 
 def _save_towers(model: TwoTower, directory: Path) -> None:
-    with replaced(directory) as folder:
-        model.towers.save(folder)
+    if is_chief():
+        with replaced(directory) as folder:
+            model.towers.save(folder)
 
 
 def _manifest(

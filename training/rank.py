@@ -183,7 +183,7 @@ def _train(
     held_out = held_out.map(encode)
     best = _BestEpoch(held_out.cache(), settings.patience)
     optimizer = tf.keras.optimizers.Adam(
-        settings.learning_rate, weight_decay=settings.weight_decay or None
+        settings.learning_rate, weight_decay=settings.weight_decay or None, jit_compile=False
     )
     ranker.compile(optimizer=optimizer)
     ranker.fit(

@@ -70,7 +70,8 @@ class MeanEncoder(tf.keras.layers.Layer):
     def call(self, events: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Encode `[batch, length, dim]`."""
         length = tf.shape(events)[1]
-        logits = tf.gather(self._logits, _distances(length), axis=1) + _future(length)
+        logits = tf.gather(self._logits, _distances(length), axis=1)
+        logits += _future(length, logits.dtype)
         if self._salience is not None:
             salience = tf.transpose(self._salience(events), [0, 2, 1])
             logits += salience[:, :, tf.newaxis]
@@ -152,7 +153,8 @@ class _Block(tf.keras.layers.Layer):
         length, dim = tf.shape(states)[1], states.shape[-1]
         query, key, value = (self._heads(project(states)) for project in self._projections)
         scores = tf.matmul(query, key, transpose_b=True) / math.sqrt(dim / self._num_heads)
-        scores += tf.gather(self._bias, _distances(length), axis=1) + _future(length)
+        scores += tf.gather(self._bias, _distances(length), axis=1)
+        scores += _future(length, scores.dtype)
         heads = tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
         return self._output(tf.reshape(heads, [-1, length, dim]))
 
@@ -167,7 +169,7 @@ def _distances(length: tf.Tensor) -> tf.Tensor:
     return tf.maximum(place[:, tf.newaxis] - place, 0)
 
 
-def _future(length: tf.Tensor) -> tf.Tensor:
+def _future(length: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Minus infinity, almost, where a position must not look, `[length, length]`."""
     place = tf.range(length)
-    return tf.where(place[:, tf.newaxis] < place, -1e9, 0.0)
+    return tf.cast(tf.where(place[:, tf.newaxis] < place, -1e9, 0.0), dtype)

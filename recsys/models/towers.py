@@ -11,6 +11,7 @@ from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
 from recsys.model_config import TwoTowerConfig
 from recsys.models.dropout import Dropouts, StatelessDropout
 from recsys.models.encoders import history_encoder
+from recsys.models.precision import mixed_precision
 from recsys.models.repeats import RepeatScores
 from recsys.schema import Schema
 
@@ -99,11 +100,12 @@ class QueryTower(tf.keras.layers.Layer):
         self._normalize = config.loss.normalize
         dense = tf.keras.layers.Dense
         self._events = {f.name: dense(dim, use_bias=False) for f in self._other_histories}
-        self._encoder = history_encoder(config.history, dim, schema.history_length, dropouts)
         self._repeats = RepeatScores(schema.history_length) if repeats else None
-        self._layers = [dense(units, "gelu") for units in config.hidden]
-        if self._others or self._layers:
-            self._layers.append(dense(dim))
+        with mixed_precision(config.mixed_precision):
+            self._encoder = history_encoder(config.history, dim, schema.history_length, dropouts)
+            self._layers = [dense(units, "gelu") for units in config.hidden]
+            if self._others or self._layers:
+                self._layers.append(dense(dim))
         self._dropouts = [dropouts() for _ in self._layers]
 
     def call(
@@ -144,13 +146,13 @@ class QueryTower(tf.keras.layers.Layer):
         hidden = tf.concat(parts, axis=-1)
         for layer, dropout in zip(self._layers, self._dropouts, strict=True):
             hidden = layer(dropout(hidden, training=training))
-        return hidden
+        return tf.cast(hidden, tf.float32)
 
     def _state(
         self, events: tf.Tensor, sequence: tf.Tensor, known: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """State of each query's history, `[batch, embedding_dim]`; zeros for an empty one."""
-        states = self._encoder(events, training=training)
+        states = tf.cast(self._encoder(events, training=training), tf.float32)
         last = tf.maximum(known - 1, 0)
         state = tf.gather_nd(states, tf.stack([sequence, last], axis=1))
         return tf.where(known[:, tf.newaxis] > 0, state, 0.0)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from recsys.model_config import HistoryEncoder
 from recsys.models.dropout import Dropouts
 from recsys.models.encoders import MeanEncoder, history_encoder
+from recsys.models.precision import mixed_precision
 
 DIM, LENGTH = 8, 6
 
@@ -16,10 +17,19 @@ def events(seed, batch=3):
 
 
 @pytest.fixture(params=["mean", "gru", "lstm", "attention"])
-def encoder(request):
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def encoder(kind):
+    return learned(kind)
+
+
+def learned(kind):
     tf.keras.utils.set_random_seed(3)
     dropouts = Dropouts(0.3, seed=1, step=tf.Variable(0, dtype=tf.int64))
-    config = HistoryEncoder(kind=request.param, num_blocks=2)
+    config = HistoryEncoder(kind=kind, num_blocks=2, salience=True)
     layer = history_encoder(config, DIM, LENGTH, dropouts)
     layer(events(1))
     # What is learned starts at zero; here it has been learned.
@@ -53,6 +63,20 @@ def test_training_drops_and_serving_does_not(encoder):
     sequence = events(1)
     np.testing.assert_array_equal(encoder(sequence), encoder(sequence, training=False))
     assert not np.allclose(encoder(sequence), encoder(sequence, training=True))
+
+
+def test_half_precision_is_close_and_learns_as_much(kind, encoder):
+    with mixed_precision(True):
+        half = learned(kind)
+    sequence = events(1)
+    with tf.GradientTape() as tape:
+        encoded = half(sequence)
+        total = tf.reduce_sum(tf.square(tf.cast(encoded, tf.float32)))
+    assert encoded.dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(encoded, tf.float32), encoder(sequence), atol=0.1)
+    for gradient in tape.gradient(total, half.trainable_variables):
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient).max() > 0
 
 
 def test_pools_of_the_mean_start_near_the_last_event_and_near_the_mean():
