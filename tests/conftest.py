@@ -17,6 +17,8 @@ from recsys.synthetic import Clickstream, clickstream
 
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# Short lives: compiling what runs once took the JVMs half of their processor time.
+os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 

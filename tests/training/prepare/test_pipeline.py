@@ -1,12 +1,8 @@
 """`prepare` as a whole, on a small click table with everything in it."""
 
 import hashlib
-import os
 import random
-import signal
 import subprocess
-import sys
-import time
 from datetime import datetime, timedelta
 
 import pytest
@@ -25,14 +21,6 @@ FEATURES = [
     {"name": "item_id", "side": "candidate", "kind": "id", "column": "item"},
     {"name": "price", "side": "candidate", "kind": "number", "column": "price (€)"},
 ]
-KILLED = """
-import pathlib, sys
-from recsys.config import RunConfig
-from training.prepare import prepare
-from training.session import spark_session
-config = RunConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_text())
-prepare(config, spark_session(config.cluster, "killed"), pathlib.Path(sys.argv[2]))
-"""
 
 
 def write_clicks(file, users=12):
@@ -147,26 +135,6 @@ def test_again_with_other_partitions_gives_the_same_bytes(spark, prepared, click
     same = {"created_at", "directory"}
     assert again.model_dump(exclude=same) == prepared.model_dump(exclude=same)
     assert not list(directory.glob(".train*"))
-
-
-def test_killed_in_the_middle_it_can_be_run_again(spark, prepared, clicks, tmp_path):
-    config = config_of(clicks)
-    directory = tmp_path / "data"
-    (tmp_path / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(directory)]
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 300
-        while not (directory / "train").exists() and time.monotonic() < deadline:
-            assert process.poll() is None, "prepare ended before it could be killed"
-            time.sleep(0.05)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert (directory / "train").exists()
-    assert not PreparedData.exists(directory)
-    prepare(config, spark, directory)
-    assert digests(directory) == digests(prepared.directory)
 
 
 @pytest.mark.parametrize(
