@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from recsys.data_config import Data
 from recsys.model_config import Train, TwoTowerConfig
+from recsys.monitoring_config import Monitoring
 from recsys.ranking_config import Ranking
 from recsys.schema import Feature, Schema
 from recsys.search_space import Tune
@@ -135,6 +136,7 @@ class RunConfig(Section):
     export: Export = Export()
     registry: Registry
     scoring: Scoring = Scoring()
+    monitoring: Monitoring = Monitoring()
     cluster: Cluster = Cluster()
     tune: Tune = Tune()
 
@@ -162,6 +164,7 @@ class RunConfig(Section):
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
         self._check_ranking()
+        self.monitoring.check_names(schema)
         return self
 
     def _check_ranking(self) -> None:
