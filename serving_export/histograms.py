@@ -1,8 +1,9 @@
 """Histograms of two tables over the same bins, counted in Spark.
 
-A value of a category has a bin of its own where it is frequent enough, the others are pooled; a
-number is cut at quantiles of the reference. What is missing, and what the vocabulary of the model
-lacks, has bins of its own. Only bins come to the driver.
+A value of a category has a bin of its own where either table has it often enough, the others are
+pooled. A number is cut at quantiles of the reference; one that is several of them at once has a bin
+of its own too. What is missing, and what the vocabulary of the model lacks, has bins of its own.
+Only bins come to the driver.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -19,9 +22,16 @@ from serving_export.probes import Probe
 
 MISSING, UNKNOWN, KNOWN, REST = "(missing)", "(unknown)", "(known)", "(rest)"
 
-#: So that no distribution has more than ten thousand bins.
+#: So that no distribution has more than twenty thousand bins.
 _SMALLEST_SHARE = 1e-4
 _ACCURACY = 10_000
+
+
+class Cut(NamedTuple):
+    """Where one bin of a number ends and the next begins; the value itself lies below or above."""
+
+    value: float
+    is_below: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +64,7 @@ def histograms(
 
     Args:
         probes: what to count.
-        reference: decides the bins.
+        reference: decides the quantiles.
         today: is compared with it; columns that it lacks are missing values.
         rows: of the smaller table.
         bin_rows: rows of it that should have a value of a bin: rarer values are pooled, and there
@@ -67,9 +77,9 @@ def histograms(
     counts = both.agg(F.sum("reference").alias("reference"), F.sum("today").alias("today"))
     counts = _with_known(counts, probes).persist()
     try:
-        totals = counts.groupBy("probe").agg(F.sum("reference").alias("total")).collect()
+        totals = counts.groupBy("probe").agg(F.sum("reference"), F.sum("today")).collect()
         smallest = max(bin_rows / max(rows, 1), _SMALLEST_SHARE)
-        needed = {row["probe"]: smallest * row["total"] for row in totals}
+        needed = {name: (smallest * before, smallest * now) for name, before, now in totals}
         binned = counts.withColumn("bin", _bin(probes, needed)).groupBy("probe", "bin")
         found = binned.agg(F.sum("reference"), F.sum("today")).collect()
     finally:
@@ -89,10 +99,8 @@ def _values(frame: DataFrame, probe: Probe) -> Column:
     return F.coalesce(probe.values(column), F.array().cast(f"array<{kind}>"))
 
 
-def _cuts(
-    probes: Sequence[Probe], reference: DataFrame, number_bins: int
-) -> dict[str, list[float]]:
-    """Inner quantiles of the numbers, rising, none twice."""
+def _cuts(probes: Sequence[Probe], reference: DataFrame, number_bins: int) -> dict[str, list[Cut]]:
+    """Inner quantiles of the numbers, rising."""
     numbers = [probe for probe in probes if probe.is_number]
     if not numbers or number_bins < 2:
         return {probe.name: [] for probe in numbers}
@@ -104,8 +112,14 @@ def _cuts(
         .groupBy("probe")
         .agg(F.percentile_approx("value", shares, _ACCURACY).alias("cuts"))
     )
-    cuts = {row["probe"]: sorted(set(row["cuts"])) for row in found.collect()}
+    cuts = {row["probe"]: _around(row["cuts"]) for row in found.collect()}
     return {probe.name: cuts.get(probe.name, []) for probe in numbers}
+
+
+def _around(quantiles: Sequence[float]) -> list[Cut]:
+    """Cut above each quantile, and below those that come twice: so many are equal."""
+    twice = {low for low, high in pairwise(quantiles) if low == high}
+    return sorted({Cut(q, True) for q in quantiles} | {Cut(q, False) for q in twice})
 
 
 def _pairs(probe: Probe, values: Column) -> Column:
@@ -114,7 +128,7 @@ def _pairs(probe: Probe, values: Column) -> Column:
 
 
 def _counted(
-    frame: DataFrame, probes: Sequence[Probe], cuts: Mapping[str, list[float]], is_reference: int
+    frame: DataFrame, probes: Sequence[Probe], cuts: Mapping[str, list[Cut]], is_reference: int
 ) -> DataFrame:
     """Return `probe`, `value`, `reference` and `today`; a number's value is its bin, counted."""
     pairs = [
@@ -135,11 +149,13 @@ def _counted(
     )
 
 
-def _place(cuts: Sequence[float]) -> Callable[[Column], Column]:
+def _place(cuts: Sequence[Cut]) -> Callable[[Column], Column]:
     """How many cuts are below a number, as text; null where it is missing."""
 
     def place(value: Column) -> Column:
-        below = [(value > cut).cast("int") for cut in cuts]
+        below = [
+            (value > cut.value if cut.is_below else value >= cut.value).cast("int") for cut in cuts
+        ]
         count = functools.reduce(operator.add, below, F.lit(0))
         return F.when(value.isNotNull() & ~F.isnan(value), count.cast("string"))
 
@@ -161,14 +177,14 @@ def _with_known(counts: DataFrame, probes: Sequence[Probe]) -> DataFrame:
     return joined.withColumn("known", F.when(has_one, F.coalesce("known", F.lit(False))))
 
 
-def _bin(probes: Sequence[Probe], needed: Mapping[str, float]) -> Column:
-    """The bin of a value: its own where the reference has it often enough."""
+def _bin(probes: Sequence[Probe], needed: Mapping[str, tuple[float, float]]) -> Column:
+    """The bin of a value: its own where either side has it often enough."""
     own_ids = [probe.name for probe in probes if probe.is_own_id]
     numbers = [probe.name for probe in probes if probe.is_number]
     enough = F.lit(False)
-    for name, count in needed.items():
-        # At least one, or each value of today would have a bin where the reference has none.
-        often = F.col("reference") >= max(count, 1.0)
+    for name, (before, now) in needed.items():
+        # At least one, or each value would have a bin of its own where a side has none at all.
+        often = (F.col("reference") >= max(before, 1.0)) | (F.col("today") >= max(now, 1.0))
         enough = enough | ((F.col("probe") == name) & often)
     return (
         F.when(F.col("value").isNull(), MISSING)
@@ -181,7 +197,7 @@ def _bin(probes: Sequence[Probe], needed: Mapping[str, float]) -> Column:
 
 
 def _histogram(
-    rows: Sequence[Sequence[object]], cuts: Mapping[str, list[float]], probe: Probe
+    rows: Sequence[Sequence[object]], cuts: Mapping[str, list[Cut]], probe: Probe
 ) -> Histogram:
     counts = {str(label): (int(str(a)), int(str(b))) for label, a, b in rows}
     order = sorted(counts, key=lambda label: (not label.isdigit(), label.zfill(6), label))
@@ -191,11 +207,17 @@ def _histogram(
     return Histogram(labels, [counts[o][0] for o in order], [counts[o][1] for o in order])
 
 
-def _range(label: str, cuts: Sequence[float]) -> str:
-    """What a bin of a number holds; a cut belongs to the bin below it."""
+def _range(label: str, cuts: Sequence[Cut]) -> str:
+    """What a bin of a number holds."""
     if label == MISSING:
         return label
-    place = int(label)
-    low = f"above {cuts[place - 1]:.6g}" if place > 0 else ""
-    high = f"up to {cuts[place]:.6g}" if place < len(cuts) else ""
-    return f"{low} {high}".strip() or "any"
+    place, words = int(label), []
+    if place > 0:
+        low = cuts[place - 1]
+        words.append(f"{'above' if low.is_below else 'from'} {low.value:.6g}")
+    if place < len(cuts):
+        high = cuts[place]
+        words.append(f"{'up to' if high.is_below else 'below'} {high.value:.6g}")
+    if 0 < place < len(cuts) and cuts[place - 1].value == cuts[place].value:
+        return f"{cuts[place].value:.6g}"
+    return " ".join(words) or "any"

@@ -174,6 +174,18 @@ def test_drift_marks_what_exceeds_and_shows_the_limits():
     )
     first, _, country, price, last = drift_table(report).splitlines()
     assert first == "200 users scored by shop/3, compared with 300 of runs/monday/data"
-    assert country.split() == ["country", "!", "0.6100/0.25", "-0.1000", "300", "->", "200", "dk", "10.0%", "->", "45.0%"]
+    assert country.split() == [
+        "country",
+        "!",
+        "0.6100/0.25",
+        "-0.1000",
+        "300",
+        "->",
+        "200",
+        "dk",
+        "10.0%",
+        "->",
+        "45.0%",
+    ]
     assert price.split() == ["price", "0.0000/0.25", "300", "->", "200"]
     assert last == "coverage@20 of 150 users: 0.5000 -> 0.2000, drop ! 0.6000/0.20"

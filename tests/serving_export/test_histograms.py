@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from pyspark.sql import functions as F
 
 from recsys.drift import psi
 from serving_export.histograms import Histogram, histograms
@@ -35,6 +36,8 @@ def counted(spark, tmp_path_factory):
     ]
     frames = [spark.createDataFrame(rows, TYPES) for rows in (before, today)]
     found = histograms(probes, *frames, rows=200, bin_rows=20, number_bins=10)
+    constant = Probe("length", "items", lambda items: _one(F.size(items)), is_number=True)
+    found |= histograms([constant], *frames, rows=200, bin_rows=20, number_bins=10)
     few = histograms(probes[1:2], *frames, rows=30, bin_rows=20, number_bins=10)
     without = histograms(
         probes[:3], frames[0], frames[1].drop("country", "price", "items"), 200, 20, 10
@@ -49,13 +52,13 @@ def as_pairs(histogram: Histogram):
 
 
 def test_categories_missing_and_unknown_ones_apart_rare_ones_pooled(counted):
-    """`se` is known, but the reference has none of it; `fr` is in no vocabulary."""
+    """The reference has none of `se`, which is known; `fr` is in no vocabulary."""
     assert as_pairs(counted[0]["country"]) == {
         "dk": (200, 40),
         "de": (100, 0),
         "(missing)": (0, 80),
         "(unknown)": (0, 40),
-        "(rest)": (0, 40),
+        "se": (0, 40),
     }
     assert counted[0]["country"].unknown() == (0.0, 40 / 120)
 
@@ -78,6 +81,14 @@ def test_numbers_are_cut_at_quantiles_of_the_reference(counted):
     # Twice the price: the first five bins hold a tenth of today's each, the last one half.
     np.testing.assert_array_equal(prices.today, [9, *[10] * 8, 110, 1])
     assert as_pairs(counted[1]["price"]) == {"any": (300, 199), "(missing)": (0, 1)}
+
+
+def test_a_number_that_all_have_is_told_from_those_below_and_above(counted):
+    assert as_pairs(counted[0]["length"]) == {
+        "below 2": (0, 199),
+        "2": (300, 0),
+        "(missing)": (0, 1),
+    }
 
 
 def test_an_id_of_its_own_is_known_or_not(counted):
