@@ -141,6 +141,7 @@ def _ask(
     config: RunConfig, spark: SparkSession, users: DataFrame, scoring: Scoring, folder: Path
 ) -> DataFrame:
     """What the version that scored recommends to other users."""
+    logger.info("asking the model what it recommends to users of its training")
     users.write.parquet(str((folder / "users").resolve()))
     wanted = config.scoring.model_copy(update={"k": scoring.k, "table": None})
     asked = score(

@@ -36,7 +36,7 @@ def test_the_day_of_the_training_is_quiet_and_on_the_run_in_mlflow(run, spark):
     assert report.alarms == []
     assert report.reference == str(_training_data(run.load("score", Scoring), None).directory)
     assert Path(report.reference) != run.directory("prepare")
-    client = MlflowClient(run.tracker.uri)
+    client = MlflowClient(f"sqlite:///{run.folder.path.parent / 'mlflow.db'}")
     run_id = run.load("register", RegisteredModel).run_id
     found = client.get_run(run_id)
     assert found.info.status == "FINISHED"
@@ -48,13 +48,15 @@ def test_the_day_of_the_training_is_quiet_and_on_the_run_in_mlflow(run, spark):
 
 
 def test_drift_is_exit_code_3_and_leaves_the_scores(run):
-    """Everybody is new and clicked one item; the command says so, as a nightly job calls it."""
+    """Everybody has clicked one item, the same; the command says so, as a nightly job calls it."""
     data = run.load("prepare", PreparedData)
-    for file in (data.directory / data.users).glob("*.parquet"):
-        table = pq.read_table(file)
-        history = pa.array([["i1"]] * len(table), table.schema.field("history").type)
-        place = table.schema.get_field_index("history")
-        pq.write_table(table.set_column(place, "history", history), file)
+    folder = data.directory / data.users
+    users = pq.read_table(folder)
+    place = users.schema.get_field_index("history")
+    history = pa.array([["i1"]] * len(users), users.schema.field("history").type)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    pq.write_table(users.set_column(place, "history", history), folder / "part-00000.parquet")
     before = Scoring.load(run.directory("score"))
     answer = subprocess.run(
         [RECSYS, "monitor", "--run-dir", run.folder.path],
@@ -62,13 +64,15 @@ def test_drift_is_exit_code_3_and_leaves_the_scores(run):
     )  # fmt: skip
     assert answer.returncode == 3, answer.stderr
     assert "drift: psi of history: found " in answer.stderr
-    assert "recsys: drift exceeds 3 limits of `monitoring`" in answer.stderr
+    assert "recsys: drift exceeds 4 limits of `monitoring`" in answer.stderr
     assert "Traceback" not in answer.stderr
     assert answer.stdout == (run.folder.path / "monitoring" / "drift.txt").read_text()
     report = DriftReport.load(run.folder.path / "monitoring")
-    assert [(a.of, a.measure) for a in report.alarms] == [
-        ("history", "psi"), ("history", "jensen_shannon"), ("history.length", "psi"),
-    ]  # fmt: skip
+    assert [(alarm.of, alarm.measure) for alarm in report.alarms] == [
+        (name, measure)
+        for name in ("history", "history.length")
+        for measure in ("psi", "jensen_shannon")
+    ]
     assert Scoring.load(run.directory("score")) == before
     assert (before.directory / before.destination).is_dir()
 

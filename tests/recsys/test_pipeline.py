@@ -12,7 +12,7 @@ from recsys.artifacts import (
     PreparedData,
 )
 from recsys.config import ConfigError, RunConfig
-from recsys.pipeline import TUNING, Run
+from recsys.pipeline import MONITORING, TUNING, Run
 from recsys.run_folder import RunFolder
 from recsys.steps import STEPS
 
@@ -61,6 +61,14 @@ def test_preparing_again_takes_away_what_was_tuned_on_it(config, tmp_path):
     assert folder.step(TUNING).is_dir()
     Run(folder, config)._invalidate("prepare")
     assert not folder.step(TUNING).exists()
+
+
+def test_scoring_again_takes_away_what_was_found_of_the_last_scoring(config, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.freeze(config)
+    folder.step(MONITORING).mkdir()
+    Run(folder, config)._invalidate("score")
+    assert not folder.step(MONITORING).exists()
 
 
 def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):
