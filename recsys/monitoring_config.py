@@ -30,7 +30,7 @@ class Monitoring(Section):
         {}, description="other limits of one distribution: a query feature, recommended.scores, .."
     )
     bin_rows: int = Field(
-        50, ge=1, description="users that a bin should have; rarer values are pooled"
+        50, ge=1, description="values that a bin should have; rarer ones are pooled"
     )
     number_bins: int = Field(10, ge=2, description="quantiles of a number, at most")
     reference_users: int = Field(

@@ -67,8 +67,8 @@ def histograms(
         reference: decides the quantiles.
         today: is compared with it; columns that it lacks are missing values.
         rows: of the smaller table.
-        bin_rows: rows of it that should have a value of a bin: rarer values are pooled, and there
-            are no more quantiles than leave as many rows in each.
+        bin_rows: values that it should have in a bin: rarer ones are pooled, and there are no more
+            quantiles than leave as many rows in each.
         number_bins: quantiles at most.
     """
     cuts = _cuts(probes, reference, min(number_bins, max(rows // bin_rows, 1)))
@@ -78,8 +78,7 @@ def histograms(
     counts = _with_known(counts, probes).persist()
     try:
         totals = counts.groupBy("probe").agg(F.sum("reference"), F.sum("today")).collect()
-        smallest = max(bin_rows / max(rows, 1), _SMALLEST_SHARE)
-        needed = {name: (smallest * before, smallest * now) for name, before, now in totals}
+        needed = {name: _needed(before, now, bin_rows) for name, before, now in totals}
         binned = counts.withColumn("bin", _bin(probes, needed)).groupBy("probe", "bin")
         found = binned.agg(F.sum("reference"), F.sum("today")).collect()
     finally:
@@ -175,6 +174,12 @@ def _with_known(counts: DataFrame, probes: Sequence[Probe]) -> DataFrame:
     has_one = F.col("probe").isin(with_vocabulary)
     joined = counts.join(known, ["probe", "value"], "left")
     return joined.withColumn("known", F.when(has_one, F.coalesce("known", F.lit(False))))
+
+
+def _needed(before: int, now: int, bin_rows: int) -> tuple[float, float]:
+    """How often a value is needed on either side so that the smaller one has `bin_rows` of it."""
+    share = max(bin_rows / max(min(before, now), 1), _SMALLEST_SHARE)
+    return share * before, share * now
 
 
 def _bin(probes: Sequence[Probe], needed: Mapping[str, tuple[float, float]]) -> Column:
