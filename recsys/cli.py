@@ -145,9 +145,19 @@ def rollback(
 
 
 @app.command()
-def score(run_dir: RunDirOption) -> None:
+def score(
+    run_dir: RunDirOption,
+    last: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of the run that scored last: who has not changed keeps its answer"
+        ),
+    ] = None,
+) -> None:
     """Recommend to all users with the champion, in Spark."""
-    _finish_step(_continue(run_dir), "score")
+    started = _continue(run_dir)
+    started.do("score", again=True, last=last)
+    started.finish()
 
 
 @app.command()

@@ -86,6 +86,9 @@ class Scoring(Section):
     users_per_part: int = Field(
         5000, ge=1, description="of a Spark task: what a killed attempt does not have to do again"
     )
+    only_changed: bool = Field(
+        False, description="keep the last answers of users whose inputs, version and k are the same"
+    )
 
 
 class Cluster(Section):

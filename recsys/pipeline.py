@@ -262,7 +262,9 @@ class Run:
             # First, so that a kill in the middle leaves nothing that looks finished.
             (directory / MANIFEST).unlink(missing_ok=True)
         for directory in filter(Path.is_dir, stale):
-            shutil.rmtree(directory)
+            # The last answers may be kept: `score` replaces its folder when the new ones are there.
+            if (step, directory) != ("score", self.directory("score")):
+                shutil.rmtree(directory)
 
     def _prepare(self, directory: Path) -> None:
         from training.prepare import prepare
@@ -364,7 +366,7 @@ class Run:
             rival = Rival(present.version, theirs)
         promote(self.config, registered, report, index, rival, directory)
 
-    def _score(self, directory: Path) -> None:
+    def _score(self, directory: Path, last: Path | None = None) -> None:
         from serving_export.batch import score
         from serving_export.registry import find_champion
 
@@ -373,4 +375,6 @@ class Run:
             logger.warning("nothing is scored: no version of the model has passed the gate yet")
             return
         data = self.load("prepare", PreparedData)
-        score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
+        users = str((data.directory / data.users).resolve())
+        before = None if last is None else Scoring.load(RunFolder(last).step(STEPS["score"][0]))
+        score(self.config, self.spark, users, directory, last=before)
