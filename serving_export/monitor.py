@@ -140,7 +140,7 @@ def _sample(users: DataFrame, size: int) -> DataFrame:
 def _ask(
     config: RunConfig, spark: SparkSession, users: DataFrame, scoring: Scoring, folder: Path
 ) -> DataFrame:
-    """What the version that scored recommends to other users."""
+    """What the version that scored recommends to other users; who is as today is not asked anew."""
     logger.info("asking the model what it recommends to users of its training")
     users.write.parquet(str((folder / "users").resolve()))
     wanted = config.scoring.model_copy(update={"k": scoring.k, "table": None})
@@ -150,6 +150,7 @@ def _ask(
         str((folder / "users").resolve()),
         folder / "scoring",
         f"{scoring.name}/{scoring.model_version}",
+        scoring,
     )
     return spark.read.parquet(str((asked.directory / asked.destination).resolve()))
 

@@ -81,14 +81,13 @@ def test_scoring_again_takes_away_what_was_found_of_the_last_scoring(config, tmp
 
 
 @pytest.mark.spark
-def test_a_run_keeps_the_answers_of_the_run_that_scored_last(run, finished_run, tmp_path):
+def test_a_run_keeps_the_answers_of_the_run_that_scored_last(run, finished_run, spark, tmp_path):
     shutil.copy(finished_run.parent / "mlflow.db", tmp_path)
     run.do("score", again=True, last=finished_run)
     scoring = run.load("score", Scoring)
     assert scoring.num_kept == scoring.num_users == 450
     with pytest.raises(ArtifactError, match=r"elsewhere/scoring/manifest.json.*`recsys score`"):
         run.do("score", again=True, last=tmp_path / "elsewhere")
-    run.finish()
 
 
 def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):
