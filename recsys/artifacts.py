@@ -357,6 +357,7 @@ class Scoring(Manifest):
 
     destination: str
     num_users: int
+    num_kept: int = Field(0, description="users who keep the answer of the last scoring")
     k: int
     name: str
     model_version: str

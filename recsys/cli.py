@@ -17,8 +17,13 @@ import typer
 
 import recsys
 from recsys.config import ConfigError, RunConfig, load_config
+from recsys.monitored import monitored
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
+from recsys.summary import drift_table
+
+#: Exit code of `monitor` where a limit is exceeded; errors have 1.
+ALARM = 3
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -140,9 +145,39 @@ def rollback(
 
 
 @app.command()
-def score(run_dir: RunDirOption) -> None:
+def score(
+    run_dir: RunDirOption,
+    last: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of the run that scored last: who has not changed keeps its answer"
+        ),
+    ] = None,
+) -> None:
     """Recommend to all users with the champion, in Spark."""
-    _finish_step(_continue(run_dir), "score")
+    started = _continue(run_dir)
+    started.do("score", again=True, last=last)
+    started.finish()
+
+
+@app.command()
+def monitor(
+    run_dir: RunDirOption,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="run folder to compare with; the one of the model that scored by itself"),
+    ] = None,
+) -> None:
+    """Compare the scoring with the data of its model; exit code 3 if a limit is exceeded."""
+    started = _continue(run_dir)
+    report = monitored(started, reference)
+    started.finish()
+    if report is None:
+        return
+    typer.echo(drift_table(report))
+    if report.alarms:
+        typer.echo(f"recsys: drift exceeds {len(report.alarms)} limits of `monitoring`", err=True)
+        raise typer.Exit(ALARM)
 
 
 @app.command()
@@ -233,15 +268,16 @@ def main() -> None:
     """
     _quiet_logging()
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        # What a command returns is None; an exit code is what it gave to `typer.Exit`.
+        code = app(standalone_mode=False)
     except Exception as error:
         if not _is_expected(error):
             raise
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         typer.echo(f"recsys: {message}", err=True)
         sys.exit(1)
+    if code:
+        sys.exit(code)
 
 
 def _is_expected(error: Exception) -> bool:

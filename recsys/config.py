@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from recsys.data_config import Data
 from recsys.model_config import Train, TwoTowerConfig
+from recsys.monitoring_config import Monitoring
 from recsys.ranking_config import Ranking
 from recsys.schema import Feature, Schema
 from recsys.search_space import Tune
@@ -85,6 +86,9 @@ class Scoring(Section):
     users_per_part: int = Field(
         5000, ge=1, description="of a Spark task: what a killed attempt does not have to do again"
     )
+    only_changed: bool = Field(
+        False, description="keep the last answers of users whose inputs, version and k are the same"
+    )
 
 
 class Cluster(Section):
@@ -135,6 +139,7 @@ class RunConfig(Section):
     export: Export = Export()
     registry: Registry
     scoring: Scoring = Scoring()
+    monitoring: Monitoring = Monitoring()
     cluster: Cluster = Cluster()
     tune: Tune = Tune()
 
@@ -162,6 +167,7 @@ class RunConfig(Section):
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
         self._check_ranking()
+        self.monitoring.check_names(schema)
         return self
 
     def _check_ranking(self) -> None:

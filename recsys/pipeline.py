@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 #: Folder of `tune`, which stands beside the steps: it reads what `prepare` made, changes nothing.
 TUNING = "tuning"
+#: Folder of `monitor`, which reads what `score` and the run of its model made.
+MONITORING = "monitoring"
 _SHOWN_ITEMS = 5
 M = TypeVar("M", bound=Manifest)
 
@@ -108,7 +110,7 @@ class Run:
             return
         self._invalidate(step)
         started = time.monotonic()
-        with self._tracked():
+        with self.tracked():
             getattr(self, f"_{step}")(directory, **arguments)
         logger.info("%s: done in %.0f s", step, time.monotonic() - started)
 
@@ -152,7 +154,7 @@ class Run:
         check_tunable(self.config)
         self.do("prepare")
         data = self.load("prepare", PreparedData)
-        with self._tracked():
+        with self.tracked():
             report = tune(self.config, data, self.folder.step(TUNING), self.tracker, trials)
         return "\n\n".join([trials_table(report), tuning_lines(report, self.folder.path)])
 
@@ -195,7 +197,7 @@ class Run:
         return self._tracker
 
     @contextmanager
-    def _tracked(self) -> Iterator[None]:
+    def tracked(self) -> Iterator[None]:
         """Close the MLflow run after a step: each may be the last that this process does."""
         try:
             yield
@@ -251,6 +253,7 @@ class Run:
         """
         names = list(STEPS)
         stale = [self.directory(later) for later in names[names.index(step) + 1 :]]
+        stale.append(self.folder.step(MONITORING))
         if STEPS[step][1].exists(self.directory(step)):
             stale.append(self.directory(step))
         if step == "prepare":
@@ -259,7 +262,9 @@ class Run:
             # First, so that a kill in the middle leaves nothing that looks finished.
             (directory / MANIFEST).unlink(missing_ok=True)
         for directory in filter(Path.is_dir, stale):
-            shutil.rmtree(directory)
+            # The last answers may be kept: `score` replaces its folder when the new ones are there.
+            if (step, directory) != ("score", self.directory("score")):
+                shutil.rmtree(directory)
 
     def _prepare(self, directory: Path) -> None:
         from training.prepare import prepare
@@ -361,7 +366,7 @@ class Run:
             rival = Rival(present.version, theirs)
         promote(self.config, registered, report, index, rival, directory)
 
-    def _score(self, directory: Path) -> None:
+    def _score(self, directory: Path, last: Path | None = None) -> None:
         from serving_export.batch import score
         from serving_export.registry import find_champion
 
@@ -370,4 +375,6 @@ class Run:
             logger.warning("nothing is scored: no version of the model has passed the gate yet")
             return
         data = self.load("prepare", PreparedData)
-        score(self.config, self.spark, str((data.directory / data.users).resolve()), directory)
+        users = str((data.directory / data.users).resolve())
+        before = None if last is None else Scoring.load(RunFolder(last).step(STEPS["score"][0]))
+        score(self.config, self.spark, users, directory, last=before)

@@ -17,6 +17,7 @@ from recsys.artifacts import (
     Scoring,
     TuningReport,
 )
+from recsys.drift_report import DriftReport, Finding
 
 _SHOWN = ("recall", "ndcg", "mrr", "coverage", "novelty")
 _HISTORY = 5
@@ -133,6 +134,27 @@ def trials_table(report: TuningReport) -> str:
     return _aligned(rows)
 
 
+def drift_table(report: DriftReport) -> str:
+    """Distributions with what was found and allowed, `!` where it exceeds, and what moved most."""
+    found = {(f.of, f.measure): f for f in report.findings}
+    rows = [["drift of", "psi", "jensen_shannon", "unknown_rise", "values", "moved most"]]
+    for one in report.distributions:
+        measures = [
+            _against(found.get((one.name, m))) for m in ("psi", "jensen_shannon", "unknown_rise")
+        ]
+        values = f"{one.reference_values} -> {one.today_values}"
+        rows.append([one.name, *measures, values, str(one.moved[0]) if one.moved else ""])
+    before, now = report.coverage
+    drop = _against(next(f for f in report.findings if f.measure == "coverage_drop"))
+    return "\n".join([
+        f"{report.users} users scored by {report.name}/{report.model_version}, compared with "
+        f"{report.reference_users} of {report.reference}",
+        _aligned(rows),
+        f"coverage@{report.k} of {report.sample_users} users: {before:.4f} -> {now:.4f}, "
+        f"drop {drop}",
+    ])  # fmt: skip
+
+
 def tuning_lines(report: TuningReport, run_dir: Path) -> str:
     """The best trial, and the command that makes a run of its settings."""
     told = f"best: trial {report.best_trial}, {report.monitor} {report.best_value:.4f}"
@@ -145,6 +167,14 @@ def tuning_lines(report: TuningReport, run_dir: Path) -> str:
     for override in report.best_overrides:
         command += ["--set", override]
     return f"{told}{lift}\n{shlex.join(command)}"
+
+
+def _against(finding: Finding | None) -> str:
+    """What was found, and what is allowed."""
+    if finding is None:
+        return ""
+    limit = "" if finding.allowed is None else f"/{finding.allowed:.2f}"
+    return f"{'! ' if finding.exceeds else ''}{finding.found:.4f}{limit}"
 
 
 def _interval(estimate: Estimate) -> str:

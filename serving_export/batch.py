@@ -7,11 +7,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 from pyspark import TaskContext
@@ -22,24 +23,34 @@ from recsys.artifacts import ArtifactError, Scoring
 from recsys.config import RunConfig
 from serving_export.arrow_scorer import BATCH, ArrowScorer
 from serving_export.partial import resumed
-from serving_export.registry import CHAMPION, ModelVersion, download, resolve
+from serving_export.registry import CHAMPION, ModelVersion, describe, download, resolve
+from serving_export.unchanged import HASH, INPUTS, KEPT, last_result, with_inputs, with_last
 
 logger = logging.getLogger(__name__)
 
 _RESULT = "recommendations"
 _MODEL = "model"
-_COUNTS = "part int, num_users bigint, found boolean"
+_COUNTS = "part int, num_users bigint, num_kept bigint, found boolean"
+_NUM_KEPT = "num_kept"
 _ANSWER = "struct<items: array<string>, scores: array<float>>"
 
 
 def score(
-    config: RunConfig, spark: SparkSession, users: str, directory: Path, model: str | None = None
+    config: RunConfig,
+    spark: SparkSession,
+    users: str,
+    directory: Path,
+    model: str | None = None,
+    last: Scoring | None = None,
 ) -> Scoring:
     """Recommend `scoring.k` items to every user.
 
-    Writes one row per user (`user`, `items`, `scores`, `model`, `model_version`; lists are shorter
-    than k where fewer items may be recommended) to the table `scoring.table`, or to Parquet in
-    `directory`, which is replaced as a whole.
+    Writes one row per user (`user`, `items`, `scores`, `model`, `model_version`, `inputs`; lists
+    are shorter than k where fewer items may be recommended) to the table `scoring.table`, or to
+    Parquet in `directory`, which is replaced as a whole.
+
+    With `scoring.only_changed` or `last`, users whose columns, version and k are those of the last
+    scoring keep its answer; the result is that of scoring all. `inputs` is a hash of the three.
 
     Users are parted by a hash of their id, and each part is written by the task that scores it. An
     attempt that was killed or failed leaves its finished parts beside `directory`; the next one
@@ -52,6 +63,8 @@ def score(
         directory: of the result, on a file system that driver and executors share.
         model: `name@alias` or `name/version`; the champion if not given. An alias is resolved
             once, so that all rows come from one version.
+        last: an earlier scoring, whose answers to the same inputs are kept. When not given and
+            `scoring.only_changed`, that of `scoring.table`, or else of `directory`.
 
     Raises:
         ArtifactError: there is no such model, or no champion yet, or `users` has no column `user`,
@@ -63,28 +76,39 @@ def score(
     num_users, content = _content(table, users)
     parts = max(1, math.ceil(num_users / config.scoring.users_per_part))
     plan = {"model": chosen.uri, "k": config.scoring.k, "content": content, "parts": parts}
+    plan["columns"] = _schema().names
     directory = directory.resolve()
+    # After what the content is told by: a part is the same whether its answers were kept or not.
+    table = with_inputs(table, describe(chosen), config.scoring.k)
+    answers = _last(config, spark, directory, last)
+    if answers is not None:
+        table = with_last(table, answers)
     with resumed(directory, json.dumps(plan)) as folder:
         result = folder / _RESULT
         result.mkdir(exist_ok=True)
         download(chosen, folder / _MODEL)
-        found = _write_parts(table, parts, folder, chosen, config.scoring.k)
+        found, kept = _write_parts(table, parts, folder, chosen, config.scoring.k)
         if found != num_users:
             raise ArtifactError(
                 f"{users} had {num_users} rows before and {found} while it was scored: score a "
                 "table that stays, such as one version of a Delta table"
             )
+        if answers is not None:
+            logger.info("%d of %d users keep their answers: nothing has changed", kept, found)
         shutil.rmtree(folder / _MODEL)
         for leftover in result.glob(".part-*"):
             leftover.unlink()
         if config.scoring.table:
             written = spark.read.parquet(str(result))
-            written.write.mode("overwrite").saveAsTable(config.scoring.table)
+            # A Delta table of an earlier version of this package has fewer columns.
+            writer = written.write.mode("overwrite").option("overwriteSchema", "true")
+            writer.saveAsTable(config.scoring.table)
             shutil.rmtree(result)
         scoring = Scoring(
             directory=folder,
             destination=config.scoring.table or _RESULT,
             num_users=num_users,
+            num_kept=kept,
             k=config.scoring.k,
             name=chosen.name,
             model_version=chosen.version,
@@ -129,6 +153,18 @@ def _read(spark: SparkSession, users: str) -> DataFrame:
     return table
 
 
+def _last(
+    config: RunConfig, spark: SparkSession, directory: Path, last: Scoring | None
+) -> DataFrame | None:
+    """Read the scoring before this one, if it is wanted and there is one."""
+    if last is not None:
+        folder = last.directory.resolve() / last.destination
+        return last_result(spark, folder if folder.is_dir() else last.destination)
+    if not config.scoring.only_changed:
+        return None
+    return last_result(spark, config.scoring.table or directory / _RESULT)
+
+
 def _content(table: DataFrame, users: str) -> tuple[int, str]:
     """Number of rows, and a text that changes with any of them: a sum of hashes, in any order."""
     hashed = F.xxhash64(*(F.col(f"`{column}`") for column in table.columns))
@@ -137,15 +173,17 @@ def _content(table: DataFrame, users: str) -> tuple[int, str]:
     return row["rows"], f"{users} {table.schema.simpleString()} {row['total']}"
 
 
-def _write_parts(table: DataFrame, parts: int, folder: Path, model: ModelVersion, k: int) -> int:
-    """Score and write the parts that are not there, and count the users of all."""
+def _write_parts(
+    table: DataFrame, parts: int, folder: Path, model: ModelVersion, k: int
+) -> tuple[int, int]:
+    """Score and write the parts that are not there; count the users of all, and who was kept."""
     write = partial(
         _write_part, result=str(folder / _RESULT), copy=str(folder / _MODEL), model=model, k=k
     )
     counts = table.repartition(parts, "user").mapInArrow(write, _COUNTS).collect()
     before = sum(row["found"] for row in counts)
     logger.info("scored %d parts; %d were there", len(counts) - before, before)
-    return sum(row["num_users"] for row in counts)
+    return sum(row["num_users"] for row in counts), sum(row["num_kept"] for row in counts)
 
 
 def _write_part(
@@ -164,14 +202,31 @@ def _write_part(
     else:
         # Another attempt at the same task may run at the same time; the last to finish stays.
         temporary = file.with_name(f".{file.name}.{context.taskAttemptId()}.{os.getpid()}")
+        num_kept = 0
         with pq.ParquetWriter(temporary, _schema()) as writer:
             for batch in batches:
-                for answered in _answered(batch, copy, model, k):
+                kept, changed = _parted(batch)
+                num_kept += kept.num_rows
+                if kept.num_rows:
+                    writer.write_batch(_rows(kept, kept[KEPT].flatten(), model))
+                for answered in _answered(changed, copy, model, k):
                     writer.write_batch(answered)
+            # In the file, so that a later attempt which finds it can tell.
+            writer.add_key_value_metadata({_NUM_KEPT: str(num_kept)})
         temporary.replace(file)
-    counts = {"part": [part], "num_users": [pq.read_metadata(file).num_rows], "found": [found]}
-    types = pa.schema([("part", pa.int32()), ("num_users", pa.int64()), ("found", pa.bool_())])
-    yield pa.RecordBatch.from_pydict(counts, types)
+    written = pq.read_metadata(file)
+    counts = [part, written.num_rows, int(written.metadata[_NUM_KEPT.encode()]), found]
+    types = (pa.int32(), pa.int64(), pa.int64(), pa.bool_())
+    arrays = [pa.array([count], kind) for count, kind in zip(counts, types, strict=True)]
+    yield pa.RecordBatch.from_arrays(arrays, ["part", "num_users", "num_kept", "found"])
+
+
+def _parted(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Rows with an answer that is kept, and those to be scored."""
+    if KEPT not in batch.schema.names:
+        return batch.slice(0, 0), batch
+    has_answer = batch[KEPT].is_valid()
+    return batch.filter(has_answer), batch.filter(pc.invert(has_answer))
 
 
 def _answered(
@@ -181,16 +236,25 @@ def _answered(
     for start in range(0, batch.num_rows, BATCH):
         few = {name: column.slice(start, BATCH) for name, column in columns.items()}
         rows = len(few["user"])
-        items, scores = _scorer(copy, model).answer(few, rows, k).flatten()
-        users = few["user"].cast(pa.string())
-        versions = [pa.array([text] * rows) for text in (model.name, model.version)]
-        yield pa.RecordBatch.from_arrays([users, items, scores, *versions], schema=_schema())
+        answers = _scorer(copy, model).answer(few, rows, k).flatten()
+        yield _rows(batch.slice(start, BATCH), answers, model)
+
+
+def _rows(
+    users: pa.RecordBatch, answers: Sequence[pa.Array], model: ModelVersion
+) -> pa.RecordBatch:
+    """The result: users with their items and scores."""
+    versions = [pa.array([text] * users.num_rows) for text in (model.name, model.version)]
+    columns = [users["user"], *answers, *versions, users[HASH]]
+    schema = _schema()
+    cast = [column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)]
+    return pa.RecordBatch.from_arrays(cast, schema=schema)
 
 
 def _schema() -> pa.Schema:
     texts, floats = pa.list_(pa.string()), pa.list_(pa.float32())
-    names = ("user", "items", "scores", "model", "model_version")
-    types = (pa.string(), texts, floats, pa.string(), pa.string())
+    names = ("user", "items", "scores", "model", "model_version", INPUTS)
+    types = (pa.string(), texts, floats, pa.string(), pa.string(), pa.int64())
     return pa.schema(list(zip(names, types, strict=True)))
 
 

@@ -22,8 +22,8 @@ def jobs():
 
 
 def steps():
-    """Those of the config that the job runs."""
-    return steps_of(load_config(_config_file("eshop_clothing")))
+    """Those of the config that the job runs, and the watch over what they made."""
+    return [*steps_of(load_config(_config_file("eshop_clothing"))), "monitor"]
 
 
 def test_each_task_calls_a_step_that_exists_with_options_it_has():

@@ -45,6 +45,7 @@ def test_help_lists_the_steps_and_loads_nothing_heavy():
         "register",
         "promote",
         "score",
+        "monitor",
         "tune",
         "publish",
         "withdraw",

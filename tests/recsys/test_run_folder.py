@@ -43,6 +43,13 @@ def test_what_is_tuned_may_change_within_a_run(tmp_path, config):
     assert folder.config().tune.trials == 7
 
 
+def test_limits_of_drift_may_change_within_a_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.freeze(load_config(_config_file("eshop_clothing")))
+    folder.freeze(load_config(_config_file("eshop_clothing"), ["monitoring.psi=0.5"]))
+    assert folder.config().monitoring.psi == 0.5
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, config):
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigError, match="holds no run, but model: give --run-dir a new"):

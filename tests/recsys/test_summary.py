@@ -11,9 +11,11 @@ from recsys.artifacts import (
     TrialReport,
     TuningReport,
 )
+from recsys.drift_report import Distribution, DriftReport, Finding, Moved
 from recsys.summary import (
     Recommendation,
     decision_lines,
+    drift_table,
     impressions_table,
     index_table,
     lifts_table,
@@ -145,3 +147,45 @@ def test_impressions_compare_the_stages_and_hide_what_means_nothing():
     model, retrieval = impressions_table({"model": both, "retrieval": both}).splitlines()[1:]
     assert model.split()[-2:] == ["0.2500", "0.1250"]
     assert retrieval.split() == ["retrieval", *(f"{v:.4f}" for v in values.values())]
+
+
+def test_drift_marks_what_exceeds_and_shows_the_limits():
+    moved = Moved(bin="dk", reference=0.1, today=0.45)
+    counted = {"reference_values": 300, "today_values": 200, "num_bins": 3, "moved": (moved,)}
+    report = DriftReport(
+        name="shop",
+        model_version="3",
+        reference="runs/monday/data",
+        reference_users=300,
+        users=200,
+        k=20,
+        sample_users=150,
+        coverage=(0.5, 0.2),
+        distributions=(
+            Distribution(name="country", **counted),
+            Distribution(name="price", **counted | {"moved": ()}),
+        ),
+        findings=(
+            Finding(of="country", measure="psi", found=0.61, allowed=0.25),
+            Finding(of="country", measure="unknown_rise", found=-0.1, allowed=None),
+            Finding(of="price", measure="psi", found=0.0, allowed=0.25),
+            Finding(of="recommended.coverage", measure="coverage_drop", found=0.6, allowed=0.2),
+        ),
+    )
+    first, _, country, price, last = drift_table(report).splitlines()
+    assert first == "200 users scored by shop/3, compared with 300 of runs/monday/data"
+    assert country.split() == [
+        "country",
+        "!",
+        "0.6100/0.25",
+        "-0.1000",
+        "300",
+        "->",
+        "200",
+        "dk",
+        "10.0%",
+        "->",
+        "45.0%",
+    ]
+    assert price.split() == ["price", "0.0000/0.25", "300", "->", "200"]
+    assert last == "coverage@20 of 150 users: 0.5000 -> 0.2000, drop ! 0.6000/0.20"

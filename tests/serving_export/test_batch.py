@@ -93,6 +93,11 @@ def test_table(spark, users, config, tmp_path):
         scoring = score(wanted, spark, users[0], tmp_path / "scoring", "tiny/1")
         assert scoring.destination == "scored.daily"
         assert spark.table("scored.daily").count() == 30
+        changes = {"table": "scored.daily", "only_changed": True}
+        wanted = config.model_copy(update={"scoring": config.scoring.model_copy(update=changes)})
+        again = score(wanted, spark, users[0], tmp_path / "scoring", "tiny/1")
+        assert (again.num_users, again.num_kept) == (30, 30)
+        assert spark.table("scored.daily").count() == 30
         assert [p.name for p in (tmp_path / "scoring").iterdir()] == ["manifest.json"]
     finally:
         spark.sql("DROP DATABASE scored CASCADE")
@@ -155,6 +160,48 @@ def test_an_attempt_goes_on_where_the_last_one_failed(spark, users, config, tmp_
     assert frame["items"].map(tuple).to_dict() == expected["items"].map(tuple).to_dict()
     assert scoring.num_users == 30
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_users_who_have_not_changed_keep_their_answers_also_after_a_kill(
+    spark, users, config, tiny, tmp_path, caplog
+):
+    """Three have clicked, one is new, one is gone, one has other items; the answer is that to all."""
+    changes = {"users_per_part": 5, "only_changed": True}
+    wanted = config.model_copy(update={"scoring": config.scoring.model_copy(update=changes)})
+    directory = tmp_path / "scoring"
+    first = score(wanted, spark, users[0], directory, "tiny/1")
+    assert first.num_kept == 0
+    rows = [dict(row) for row in users[1] if row["user"] != "user 29"]
+    for row in rows[:3]:
+        row["history"] = [*row["history"], tiny.item(7)]
+    rows[3]["exclusions"] = []
+    today = tmp_path / "today"
+    today.mkdir()
+    pq.write_table(pa.Table.from_pylist([*rows, rows[4] | {"user": "new"}]), today / "part.parquet")
+
+    partial = tmp_path / ".scoring.partial" / "recommendations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "download", _into_the_way_of_part_3(partial))
+        with pytest.raises(Exception, match=r"part-00003.parquet"):
+            score(wanted, spark, str(today), directory, "tiny/1")
+    (partial / "part-00003.parquet").rmdir()
+    assert Scoring.load(directory) == first.model_copy(update={"directory": directory})
+    with caplog.at_level("INFO"):
+        second = score(wanted, spark, str(today), directory, "tiny/1")
+
+    assert (second.num_users, second.num_kept) == (30, 25)
+    assert "25 of 30 users keep their answers: nothing has changed" in caplog.text
+    every = score(config, spark, str(today), tmp_path / "every", "tiny/1")
+    assert every.num_kept == 0
+    kept, scored = (
+        pd.read_parquet(one.directory / "recommendations").set_index("user").sort_index()
+        for one in (second, every)
+    )
+    assert kept["items"].map(tuple).to_dict() == scored["items"].map(tuple).to_dict()
+    np.testing.assert_allclose(np.stack(kept["scores"]), np.stack(scored["scores"]), atol=1e-6)
+    pd.testing.assert_frame_equal(
+        kept.drop(columns=["items", "scores"]), scored.drop(columns=["items", "scores"])
+    )
 
 
 def _into_the_way_of_part_3(partial):
