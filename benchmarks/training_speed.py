@@ -185,7 +185,8 @@ def measure(run: Path) -> dict[str, dict[str, float]]:
 def records(run: Path, data: PreparedData, device: str) -> Iterator[Record]:
     """Rates of both sides."""
     found = measure(run)
-    record = partial(Record, data=f"{run.name}, {device}", command=f"training_speed.py {run.name}")
+    command = f"python benchmarks/training_speed.py {run.name}"
+    record = partial(Record, data=f"{run.name}, {device}", command=command)
     counts = {"epoch": ("labels", data.train), "validation": ("queries", data.validation)}
     for name, (unit, split) in counts.items():
         rates = {side: split.num_examples / found[side][name] for side in SIDES}
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run that was prepared")
     parser.add_argument("--side", choices=SIDES)
     arguments = parser.parse_args()
-    run = arguments.run.resolve()
+    run = arguments.run.absolute()
     config = RunConfig.model_validate_json((run / "config.json").read_text("utf-8"))
     data = PreparedData.load(run / "data")
     if arguments.side:

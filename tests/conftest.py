@@ -17,8 +17,9 @@ from recsys.synthetic import Clickstream, clickstream
 
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# Short lives: compiling what runs once took the JVMs half of their processor time.
-os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+# Short lives: compiling what runs once took the JVMs half of their processor time. Code that is
+# compiled less needs more stack, which the lineage of ALS is deep in.
+os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 
