@@ -40,7 +40,7 @@ def write_ranker(data, corpus, directory):
     rows = tf.tile(tf.range(5)[tf.newaxis], [4, 1])
     request = queries | {"candidates": rows, "retrieval_scores": tf.zeros([4, 5])}
     ranker(ranker.features(request))
-    output = ranker.network._output
+    output = ranker.network.head._output
     output.kernel.assign(random(size=output.kernel.shape))
     ranker.save_ranker(directory / "ranker", items.statistics, Calibration(0.7, -1.0))
     return TrainedRanker(
