@@ -51,7 +51,8 @@ class Ranking(Section):
     )
     multitask: Multitask = Multitask()
     order: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="event type: weight of its probability in the score; the first task if empty"
+        {},
+        description="event type: weight of its probability in the score; the first task if empty",
     )
 
     @model_validator(mode="after")

@@ -299,7 +299,9 @@ class _Served(tf.Module):
         self._network = ranker.network
         self._features = ranker.features
         # Behind a function: loss and metrics of the ranker are no part of what serves.
-        self._answers = lambda log_odds: ranker.answers(log_odds)
+        self._answers: Callable[[tf.Tensor], dict[str, tf.Tensor]] = lambda odds: ranker.answers(
+            odds
+        )
         scale, offset = np.array(calibrations, np.float32).T
         self._scale = tf.Variable(scale, trainable=False)
         self._offset = tf.Variable(offset, trainable=False)

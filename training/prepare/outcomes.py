@@ -25,7 +25,9 @@ def add_outcomes(events: DataFrame) -> DataFrame:
     rest = rest.rangeBetween(Window.currentRow, Window.unboundedFollowing)
     judged = F.col("window").isin("validation", "test")
     own = F.struct("item", "event", "window", F.struct("at", "order").alias("moment"))
-    return events.withColumn("outcomes", F.when(judged, F.collect_list(F.when(judged, own)).over(rest)))
+    return events.withColumn(
+        "outcomes", F.when(judged, F.collect_list(F.when(judged, own)).over(rest))
+    )
 
 
 def listed_outcomes() -> list[Column]:
