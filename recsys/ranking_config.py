@@ -46,8 +46,10 @@ class Ranking(Section):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0, description="decoupled, as in AdamW")
     patience: int = Field(2, ge=1, description="epochs without a better loss on what is held out")
-    tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="event type: weight of its loss; empty: the label, whatever its type"
+    tasks: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="event type: weight of its loss, 0 of what is only measured; empty: the label, "
+        "whatever its type",
     )
     multitask: Multitask = Multitask()
     order: dict[str, Annotated[float, Field(gt=0)]] = Field(
@@ -57,10 +59,13 @@ class Ranking(Section):
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Ranking:
-        strangers = sorted(set(self.order) - set(self.tasks))
+        learned = [task for task, weight in self.tasks.items() if weight]
+        if self.tasks and not learned:
+            raise ValueError("tasks: at least one needs a weight above 0")
+        strangers = sorted(set(self.order) - set(learned))
         if strangers:
             raise ValueError(
-                f"order: {strangers[0]!r} is none of the tasks, which are {list(self.tasks)}"
+                f"order: {strangers[0]!r} is none of the learned tasks, which are {learned}"
             )
         mixed = self.multitask.kind in ("mmoe", "ple")
         if self.tasks and mixed and not self.hidden:
@@ -73,5 +78,6 @@ class Ranking(Section):
     @property
     def task_order(self) -> tuple[float, ...]:
         """Weight of the probability of each task in the score."""
-        order = self.order or dict.fromkeys(list(self.tasks)[:1], 1.0)
+        learned = [task for task, weight in self.tasks.items() if weight]
+        order = self.order or dict.fromkeys(learned[:1], 1.0)
         return tuple(order.get(task, 0.0) for task in self.tasks)

@@ -92,7 +92,8 @@ def rank(
         )
         ranker.features.standardise_scores(lists.score_mean, lists.score_std)
         trained = _train(ranker, settings, data, lists, config.seed)
-        calibrated = _calibrate(ranker, data, lists, queries.user[held_out])
+        users = queries.user[held_out]
+        calibrated = _calibrate(ranker, data, lists, users, settings.task_order)
         statistics = standardised(after, before)
         ranker.save_ranker(folder / _RANKER, statistics, *calibrated.calibrations)
         manifest = TrainedRanker(
@@ -194,7 +195,9 @@ def _train(
     steps = -(-lists.requests[TRAIN] // size)
     if settings.loss == "listwise":
         # The others have no loss, and cost as much.
-        batches, held_out = _with_label(batches, size), _with_label(held_out, _BATCH)
+        learned = tf.constant([weight > 0 for weight in settings.tasks.values()], tf.bool)
+        batches = _with_label(batches, learned, size)
+        held_out = _with_label(held_out, learned, _BATCH)
         steps = -(-lists.with_label[TRAIN] // size)
     batches = batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
     held_out = held_out.map(encode)
@@ -212,14 +215,15 @@ def _train(
     return best
 
 
-def _with_label(batches: tf.data.Dataset, size: int) -> tf.data.Dataset:
-    return batches.unbatch().filter(_has_label).batch(size)
+def _with_label(batches: tf.data.Dataset, learned: tf.Tensor, size: int) -> tf.data.Dataset:
+    """Lists with a label, where there are tasks with one that is learned, `[tasks]`."""
 
+    def has_label(request: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        if "task_labels" in request:
+            return tf.reduce_any((request["task_labels"] > 0) & learned)
+        return request["label_place"] >= 0
 
-def _has_label(request: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    if "task_labels" in request:
-        return tf.reduce_any(request["task_labels"] > 0)
-    return request["label_place"] >= 0
+    return batches.unbatch().filter(has_label).batch(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +236,13 @@ class _Calibrated:
 
 
 def _calibrate(
-    ranker: Ranker, data: PreparedData, lists: Lists, users: NDArray[np.int64]
+    ranker: Ranker,
+    data: PreparedData,
+    lists: Lists,
+    users: NDArray[np.int64],
+    order: Sequence[float],
 ) -> _Calibrated:
-    """Fit the calibrations on what is held out, and measure there; scorers by the first output."""
+    """Fit the calibrations on what is held out, and measure there; scorers by the main output."""
     score = tf.function(ranker.network)
     batches = [
         {
@@ -253,6 +261,7 @@ def _calibrate(
     ]
     for calibration in calibrations:
         logger.info("calibration: log odds are %.3f x + %.3f", *calibration)
+    main = int(np.argmax(order)) if order else 0
     odds = np.stack([c(logits[..., n]) for n, c in enumerate(calibrations)], axis=-1)
     scores = {
         "ranker": ranker.answers(tf.constant(odds, tf.float32))["scores"].numpy(),
@@ -261,7 +270,7 @@ def _calibrate(
     }
     return _Calibrated(
         calibrations,
-        {n: list_quality(relevant[..., 0], present, s, users) for n, s in scores.items()},
+        {n: list_quality(relevant[..., main], present, s, users) for n, s in scores.items()},
         [list_quality(relevant[..., n], present, odds[..., n], users) for n in outputs],
     )
 
