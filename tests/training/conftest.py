@@ -109,17 +109,19 @@ def tiny_config():
 def tiny_data(tmp_path, tiny_config):
     """Write splits of (user, label, history) triples; the corpus is a to f, a most popular.
 
-    `outcomes` are those of the validation split.
+    `outcomes` are those of `validation` and `test`.
     """
 
     def write(train, validation, test, exclude_seen=False, outcomes=None):
         folder = tmp_path / "data"
+        followed = outcomes or {}
         splits = {
             "train": _sequences(folder, "train", train),
             "recent": _sequences(folder, "recent", validation),
-            "validation": _examples(folder, "validation", validation, exclude_seen, outcomes),
-            "test": _examples(folder, "test", test, exclude_seen),
         }
+        for name, triples in (("validation", validation), ("test", test)):
+            own = followed.get(name)
+            splits[name] = _examples(folder, name, triples, exclude_seen, own)
         labels = [sum(label == item for _, label, _ in train) for item in ITEMS]
         counts = [7, 5, 4, 2, 1, 0]  # f is cold
         _write(

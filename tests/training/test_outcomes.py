@@ -15,7 +15,8 @@ FOLLOWED = [
 
 @pytest.fixture
 def data(tiny_data):
-    return tiny_data([("t", "b", "a")], QUERIES, [("n", "a", "a")], outcomes=FOLLOWED)
+    outcomes = {"validation": FOLLOWED}
+    return tiny_data([("t", "b", "a")], QUERIES, [("n", "a", "a")], outcomes=outcomes)
 
 
 def test_outcomes_are_read_by_query_item_and_task(data):

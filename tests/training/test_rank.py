@@ -2,10 +2,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.artifacts import ArtifactError, Statistics, TrainedModel, TrainedRanker, VocabularyFile
+from recsys.artifacts import (
+    ArtifactError,
+    EvaluationReport,
+    Statistics,
+    TrainedModel,
+    TrainedRanker,
+    VocabularyFile,
+)
 from recsys.config import RunConfig
 from recsys.dataset import raw_batches
 from recsys.ranking_config import Multitask
+from training.evaluate import evaluate
 from training.lists import HELD_OUT, TRAIN
 from training.rank import rank
 
@@ -28,7 +36,8 @@ def data(tiny_data):
         (f"u{n}", ITEMS[(n + 1 + n % 2) % 6], ITEMS[max(n % 6 - 1, 0)] + ITEMS[n % 6])
         for n in range(60)
     ]
-    outcomes = [[(label, "buy" if n % 3 else "cart")] for n, (_, label, _) in enumerate(validation)]
+    followed = [[(label, "buy" if n % 3 else "cart")] for n, (_, label, _) in enumerate(validation)]
+    outcomes = {"validation": followed, "test": [[("b", "cart"), ("c", "buy")]]}
     train, test = [("t", "b", "a"), ("t", "c", "ab")], [("n", "a", "a")]
     data = tiny_data(train, validation, test, outcomes=outcomes)
     vocabularies = {}
@@ -125,6 +134,13 @@ def test_several_tasks_are_calibrated_and_told_one_by_one(settings, data, model,
     scores = answer["scores"].numpy()
     np.testing.assert_allclose(scores[0, :2], answer["log_odds"][0, :2, 0], rtol=1e-5)
     assert np.isneginf(scores[0, 2])
+    # The test window is judged by task too.
+    evaluation = settings.evaluation.model_copy(update={"baselines": ()})
+    judged = settings.model_copy(update={"evaluation": evaluation})
+    evaluate(judged, data, model, None, tmp_path / "evaluation", ranker)
+    report = EvaluationReport.load(tmp_path / "evaluation")
+    assert {task: own["positives"] for task, own in report.tasks.items()} == {"buy": 1, "cart": 1}
+    assert report.tasks["cart"]["candidates"] == report.impressions["model"]["candidates"] == 3
 
 
 def test_a_task_that_never_happens_is_named(settings, data, model, tmp_path):
