@@ -1,7 +1,7 @@
 """Two stages beside retrieval alone, on the same candidates of a public data set.
 
     python benchmarks/ranking.py --data ../shared/data --runs /tmp/ranking [--variants NAME ...]
-    python benchmarks/ranking.py --data ../shared/data --runs /tmp/multitask --multitask
+    python benchmarks/ranking.py --data ../shared/data --runs /tmp/multi --multitask mmoe ple --test
 
 The data are prepared and the towers fitted once. Each variant of the ranker is trained by `recsys
 rank` in a process of its own. The test split is read by the tuned settings alone, once, by `recsys
@@ -128,26 +128,32 @@ def ablation(runs: Path, tuned: Path, name: str) -> Iterator[Record]:
         )
 
 
-def multitask(runs: Path) -> Iterator[Record]:
-    """Rankers of several tasks beside those of one, on what is held out and, the first, on test."""
+def multitask(runs: Path, kinds: Sequence[str]) -> Iterator[Record]:
+    """Rankers of several tasks beside those of one, on what the rankers hold out."""
     alone = {
         task: variant(runs, f"{task} alone", *_alone(task), config=MULTITASK) for task in TASKS
     }
-    for kind, overrides in KINDS.items():
-        folder = variant(runs, kind, *overrides, config=MULTITASK)
-        both = TrainedRanker.load(folder / "ranking")
-        for task, single in alone.items():
-            peer = TrainedRanker.load(single / "ranking")
-            what = f"multitask, {kind} ({_weights(both):,} weights): {task}, held out"
-            yield from _beside(what, both.tasks[task], peer, peer.tasks[task], overrides)
+    peers = {task: TrainedRanker.load(folder / "ranking") for task, folder in alone.items()}
+    for kind in kinds:
+        folder = variant(runs, kind, *KINDS[kind], config=MULTITASK)
+        together = TrainedRanker.load(folder / "ranking")
+        for task, peer in peers.items():
+            what = f"multitask, {kind} ({_weights(together):,} weights): {task}, held out"
+            figures = together.tasks[task], peer.tasks[task]
+            yield from _beside(what, *figures, _weights(peer), KINDS[kind])
+
+
+def tested_tasks(runs: Path) -> Iterator[Record]:
+    """Figures of the test window of the config as it is, beside those of one task."""
+    folders = {name: runs / f"{name} alone".replace(" ", "-") for name in TASKS}
     together = runs / next(iter(KINDS))
-    for folder in (together, *alone.values()):
+    for folder in (together, *folders.values()):
         do(["evaluate", "--run-dir", folder], folder / "evaluation")
     found = EvaluationReport.load(together / "evaluation").tasks
-    for task, single in alone.items():
-        peer = TrainedRanker.load(single / "ranking")
-        tested = EvaluationReport.load(single / "evaluation").tasks[task]
-        yield from _beside(f"multitask, mmoe: {task}, test", found[task], peer, tested, ())
+    for task, folder in folders.items():
+        peer = EvaluationReport.load(folder / "evaluation").tasks[task]
+        weights = _weights(TrainedRanker.load(folder / "ranking"))
+        yield from _beside(f"multitask, mmoe: {task}, test", found[task], peer, weights, ())
 
 
 def _alone(task: str) -> tuple[str, ...]:
@@ -157,8 +163,8 @@ def _alone(task: str) -> tuple[str, ...]:
 def _beside(
     what: str,
     figures: Mapping[str, float],
-    peer: TrainedRanker,
-    peer_figures: Mapping[str, float],
+    peer: Mapping[str, float],
+    peer_weights: int,
     overrides: Sequence[str],
 ) -> Iterator[Record]:
     settings = "".join(f" --set {override}" for override in overrides)
@@ -168,8 +174,8 @@ def _beside(
             what=f"{what}, {figures['positives']:.0f} positives",
             metric=metric,
             value=figures[metric],
-            peer=f"mmoe of this task alone ({_weights(peer):,} weights)",
-            peer_value=peer_figures[metric],
+            peer=f"mmoe of this task alone ({peer_weights:,} weights)",
+            peer_value=peer[metric],
             command=f"recsys run --config {MULTITASK}{settings}",
             target="no task below .99, one above 1" if metric == "auc" else "",
         )
@@ -187,12 +193,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--multitask", action="store_true", help="several tasks, and nothing else")
+    parser.add_argument(
+        "--multitask", nargs="+", choices=KINDS, help="several tasks by these kinds, nothing else"
+    )
+    parser.add_argument("--test", action="store_true", help="of several tasks on the test window")
     arguments = parser.parse_args()
     os.environ["RECSYS_DATA"] = str(arguments.data.resolve())
     runs = arguments.runs.resolve()
     if arguments.multitask:
-        replace("ranking", list(multitask(runs)), _of_tasks)
+        rows = list(multitask(runs, arguments.multitask))
+        rows += tested_tasks(runs) if arguments.test else []
+        replace("ranking", rows, _of_tasks)
         return
     tuned = variant(runs, TUNED)
     records = [*tested(tuned), *held_out(tuned)]
