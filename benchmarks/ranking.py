@@ -1,21 +1,27 @@
 """Two stages beside retrieval alone, on the same candidates of a public data set.
 
     python benchmarks/ranking.py --data ../shared/data --runs /tmp/ranking [--variants NAME ...]
+    python benchmarks/ranking.py --data ../shared/data --runs /tmp/multi --multitask mmoe ple --test
 
 The data are prepared and the towers fitted once. Each variant of the ranker is trained by `recsys
 rank` in a process of its own. The test split is read by the tuned settings alone, once, by `recsys
 evaluate`; ablations are compared on what the rankers hold out of the validation window, where the
 settings were chosen. What is finished is read again, not repeated.
+
+With `--multitask` rankers of several tasks stand beside a ranker for each of the tasks: that of the
+config with all weights but one set to 0, so of the same size, on the same lists.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import tensorflow as tf
 from records import Record, replace
 from retrieval_quality import ROOT, do
 
@@ -36,13 +42,24 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def variant(runs: Path, name: str, *overrides: str) -> Path:
+MULTITASK = "benchmarks/configs/taobao_multitask.yaml"
+TASKS = ("buy", "cart", "fav")
+#: The first is that of the config, and the one whose test figures are read.
+KINDS: dict[str, tuple[str, ...]] = {
+    "mmoe": (),
+    "shared bottom": ("ranking.multitask.kind=shared_bottom",),
+    "ple": ("ranking.multitask.kind=ple",),
+    "mmoe, learned weights": ("ranking.multitask.weights=learned",),
+}
+
+
+def variant(runs: Path, name: str, *overrides: str, config: str = CONFIG) -> Path:
     """Train a ranker with these overrides on the data and towers of all; return its run folder."""
-    base, folder = runs / "base", runs / name.replace(" ", "-")
-    do(["prepare", "--config", CONFIG, "--run-dir", base], base / "data")
+    base, folder = runs / "base", runs / name.replace(" ", "-").replace(",", "")
+    do(["prepare", "--config", config, "--run-dir", base], base / "data")
     do(["fit", "--run-dir", base], base / "model")
     # Refuses figures of other settings.
-    RunFolder(folder).freeze(load_config(ROOT / CONFIG, [FEW, *overrides]))
+    RunFolder(folder).freeze(load_config(ROOT / config, [FEW, *overrides]))
     for step in ("data", "model"):
         if not (folder / step).exists():
             (folder / step).symlink_to(base / step)
@@ -111,15 +128,83 @@ def ablation(runs: Path, tuned: Path, name: str) -> Iterator[Record]:
         )
 
 
+def multitask(runs: Path, kinds: Sequence[str]) -> Iterator[Record]:
+    """Rankers of several tasks beside those of one, on what the rankers hold out."""
+    alone = {
+        task: variant(runs, f"{task} alone", *_alone(task), config=MULTITASK) for task in TASKS
+    }
+    peers = {task: TrainedRanker.load(folder / "ranking") for task, folder in alone.items()}
+    for kind in kinds:
+        folder = variant(runs, kind, *KINDS[kind], config=MULTITASK)
+        together = TrainedRanker.load(folder / "ranking")
+        for task, peer in peers.items():
+            what = f"multitask, {kind} ({_weights(together):,} weights): {task}, held out"
+            figures = together.tasks[task], peer.tasks[task]
+            yield from _beside(what, *figures, _weights(peer), KINDS[kind])
+
+
+def tested_tasks(runs: Path) -> Iterator[Record]:
+    """Figures of the test window of the config as it is, beside those of one task."""
+    folders = {name: runs / f"{name} alone".replace(" ", "-") for name in TASKS}
+    together = runs / next(iter(KINDS))
+    for folder in (together, *folders.values()):
+        do(["evaluate", "--run-dir", folder], folder / "evaluation")
+    found = EvaluationReport.load(together / "evaluation").tasks
+    for task, folder in folders.items():
+        peer = EvaluationReport.load(folder / "evaluation").tasks[task]
+        weights = _weights(TrainedRanker.load(folder / "ranking"))
+        yield from _beside(f"multitask, mmoe: {task}, test", found[task], peer, weights, ())
+
+
+def _alone(task: str) -> tuple[str, ...]:
+    return tuple(f"ranking.tasks.{other}=0" for other in TASKS if other != task)
+
+
+def _beside(
+    what: str,
+    figures: Mapping[str, float],
+    peer: Mapping[str, float],
+    peer_weights: int,
+    overrides: Sequence[str],
+) -> Iterator[Record]:
+    settings = "".join(f" --set {override}" for override in overrides)
+    for metric in ("auc", "user_auc", "log_loss"):
+        yield Record(
+            data=DATA,
+            what=f"{what}, {figures['positives']:.0f} positives",
+            metric=metric,
+            value=figures[metric],
+            peer=f"mmoe of this task alone ({peer_weights:,} weights)",
+            peer_value=peer[metric],
+            command=f"recsys run --config {MULTITASK}{settings}",
+            target="no task below .99, one above 1" if metric == "auc" else "",
+        )
+
+
+def _weights(ranker: TrainedRanker) -> int:
+    """Trained numbers of a ranker."""
+    stored = tf.train.list_variables(str(ranker.directory / ranker.ranker / "variables/variables"))
+    return sum(math.prod(shape) for name, shape in stored if name.startswith("_network/"))
+
+
 def main() -> None:
     """Do the tuned settings and the chosen variants; keep the records of the others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--multitask", nargs="+", choices=KINDS, help="several tasks by these kinds, nothing else"
+    )
+    parser.add_argument("--test", action="store_true", help="of several tasks on the test window")
     arguments = parser.parse_args()
     os.environ["RECSYS_DATA"] = str(arguments.data.resolve())
     runs = arguments.runs.resolve()
+    if arguments.multitask:
+        rows = list(multitask(runs, arguments.multitask))
+        rows += tested_tasks(runs) if arguments.test else []
+        replace("ranking", rows, _of_tasks)
+        return
     tuned = variant(runs, TUNED)
     records = [*tested(tuned), *held_out(tuned)]
     for name in arguments.variants:
@@ -129,7 +214,13 @@ def main() -> None:
 
 def _is_stale(variants: Sequence[str], row: dict[str, object]) -> bool:
     what = str(row["what"])
+    if _of_tasks(row):
+        return False
     return not what.startswith("ablation") or any(f": {name}," in what for name in variants)
+
+
+def _of_tasks(row: dict[str, object]) -> bool:
+    return str(row["what"]).startswith("multitask")
 
 
 if __name__ == "__main__":

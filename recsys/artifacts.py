@@ -149,6 +149,9 @@ class PreparedData(Manifest):
     cleaning: dict[str, int] = Field(description="events read, dropped (by reason), kept")
     sources: dict[str, SourceVersion]
     exclude_seen: bool
+    outcomes: bool = Field(
+        False, description="whether validation and test tell what users did next, by event type"
+    )
 
     def files(self, examples: Examples | Corpus) -> list[str]:
         """Shards of a split or of the corpus, in order."""
@@ -240,6 +243,9 @@ class TrainedRanker(Manifest):
     held_out: dict[str, dict[str, float]] = Field(
         description="metrics on what was held out, by scorer: ranker, uncalibrated, retrieval"
     )
+    tasks: dict[str, dict[str, float]] = Field(
+        {}, description="with several tasks: metrics on what was held out, by event type"
+    )
     versions: dict[str, str]
 
 
@@ -268,6 +274,9 @@ class EvaluationReport(Manifest):
         {},
         description="with two stages: AUC, AUC within requests and users, log loss, calibration "
         "error and more of the ranked candidates, by scorer",
+    )
+    tasks: dict[str, dict[str, float]] = Field(
+        {}, description="with several tasks: the same metrics of each by its own, by event type"
     )
 
 

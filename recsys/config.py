@@ -178,6 +178,19 @@ class RunConfig(Section):
         for key, k in longest.items():
             if k > self.ranking.candidates:
                 raise ValueError(f"{key}={k} exceeds ranking.candidates={self.ranking.candidates}")
+        strangers = sorted(set(self.ranking.tasks) - set(self.data.event_types))
+        if strangers:
+            raise ValueError(
+                f"ranking.tasks: {strangers[0]!r} is none of data.event_types, which are "
+                f"{list(self.data.event_types)}"
+            )
+        if self.ranking.tasks and self.data.held_out is not None:
+            raise ValueError("ranking.tasks: the labels of `held_out` have no event types")
+
+    @property
+    def needs_outcomes(self) -> bool:
+        """Whether what users do next, by event type, is to be prepared."""
+        return self.ranking is not None and bool(self.ranking.tasks)
 
     @property
     def schema_(self) -> Schema:

@@ -240,7 +240,8 @@ class Run:
             slices_table(report.slices, metric),
         ]
         if report.impressions:
-            parts.insert(3, impressions_table(report.impressions))
+            tasks = {f"task {name}": metrics for name, metrics in report.tasks.items()}
+            parts.insert(3, impressions_table(report.impressions | tasks))
         return "\n\n".join(parts)
 
     def _if_finished(self, step: str, kind: type[M]) -> M | None:
@@ -304,9 +305,7 @@ class Run:
 
         data, model = self.load("prepare", PreparedData), self.load("fit", TrainedModel)
         ranker = rank(self.config, data, model, directory)
-        self.tracker.log_metrics(
-            {f"ranker/held_out/{name}": v for name, v in ranker.held_out["ranker"].items()}
-        )
+        self.tracker.log_ranker(ranker)
 
     def _evaluate(self, directory: Path) -> None:
         from training.evaluate import evaluate

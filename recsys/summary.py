@@ -105,12 +105,14 @@ def recommendation_lines(shown: Sequence[Recommendation]) -> list[str]:
 
 
 def impressions_table(impressions: Mapping[str, Mapping[str, float]]) -> str:
-    """How both stages order and rate the candidates that were ranked."""
+    """How both stages, and the tasks of the second, order and rate the candidates."""
     shown = ("auc", "user_auc", "request_auc", "ndcg@10", "mrr", "log_loss", "calibration_error")
     rows = [["of the ranked", *shown]]
     for name, values in impressions.items():
         # Scores of retrieval are no log odds.
-        told = [m for m in shown if name == "model" or m not in ("log_loss", "calibration_error")]
+        told = [m for m in shown if m in values]
+        if name == "retrieval":
+            told = [m for m in told if m not in ("log_loss", "calibration_error")]
         rows.append([name, *(f"{values[m]:.4f}" if m in told else "" for m in shown)])
     return _aligned(rows)
 

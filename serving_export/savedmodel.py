@@ -171,7 +171,10 @@ def _shape(spec: tf.TensorSpec) -> list[int | None] | None:
 def _contract(
     data: PreparedData, index: IndexReport, num_candidates: int, ranker: TrainedRanker | None
 ) -> dict[str, Any]:
-    ranking = {} if ranker is None else {"ranking": {"candidates": ranker.candidates}}
+    ranking: dict[str, Any] = {}
+    if ranker is not None:
+        tasks = {"tasks": list(ranker.tasks)} if ranker.tasks else {}
+        ranking = {"ranking": {"candidates": ranker.candidates} | tasks}
     return ranking | {
         "version": 1,
         "fingerprint": data.fingerprint,

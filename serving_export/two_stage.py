@@ -51,7 +51,8 @@ class TwoStageRecommender(Retriever):
       popularity is not ranked, and its scores are those of popularity.
     - `retrieve`: the first stage alone, as `recommend` of `Retriever`.
     - `rank`: the query and context features, and `candidates` string `[batch, any]`. Gives `scores`
-      float32 in their places; -inf for "" and ids that are not known.
+      float32 in their places; -inf for "" and ids that are not known. With several tasks also
+      `probabilities`, `[batch, any, tasks]`, in the order of the contract; 0 for "" and such ids.
 
     Args:
         stages: towers and ranker.
@@ -92,7 +93,7 @@ class TwoStageRecommender(Retriever):
         features = self._features(request)
         rows, scores = self._best(features, request["exclusions"], tf.constant(self._depth))
         found = tf.math.is_finite(scores)
-        ranked = self._ranked(features, tf.where(found, rows, -1), scores)
+        ranked = self._ranked(features, tf.where(found, rows, -1), scores)["scores"]
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._depth)
         best, order = tf.math.top_k(ranked, k)
         return self._answer(tf.gather(rows, order, batch_dims=1), best, request["k"])
@@ -101,16 +102,22 @@ class TwoStageRecommender(Retriever):
         """Score the candidates given, `[batch, any]`."""
         features = self._features(request)
         rows = self._rows.lookup(request["candidates"])
-        return {"scores": self._ranked(features, rows, self._retrieval_scores(features, rows))}
+        ranked = self._ranked(features, rows, self._retrieval_scores(features, rows))
+        if "log_odds" not in ranked:
+            return ranked
+        known = tf.cast(rows >= 0, tf.float32)[..., tf.newaxis]
+        probabilities = known * tf.sigmoid(ranked["log_odds"])
+        return {"scores": ranked["scores"], "probabilities": probabilities}
 
     def _ranked(
         self, features: Mapping[str, tf.Tensor], rows: tf.Tensor, scores: tf.Tensor
-    ) -> tf.Tensor:
-        """Log odds of candidates, `[batch, any]`; what retrieval says where a query is cold."""
+    ) -> Tensors:
+        """What the ranker gives; its scores are those of retrieval where a query is cold."""
         request = dict(features) | self._recent(features)
         request |= {"candidates": rows, "retrieval_scores": scores}
-        ranked = self._ranker.signatures["rank"](**request)["scores"]
-        return tf.where(self._cold(features)[:, tf.newaxis], scores, ranked)
+        ranked: Tensors = self._ranker.signatures["rank"](**request)
+        cold = self._cold(features)[:, tf.newaxis]
+        return ranked | {"scores": tf.where(cold, scores, ranked["scores"])}
 
     def _retrieval_scores(self, features: Mapping[str, tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         """What retrieval gives these rows, whether it would find them or not; -inf for row -1."""

@@ -41,6 +41,7 @@ from recsys.metrics import coverage, novelty, per_query, self_information
 from recsys.ranks import Ranking, candidate_lists, rank_queries
 from training.als import als_baseline
 from training.embeddings import two_tower_scorer
+from training.outcomes import read_outcomes
 from training.slices import slices
 from training.two_stage import (
     RankedLists,
@@ -50,6 +51,7 @@ from training.two_stage import (
     impressions,
     rank_function,
     rank_lists,
+    task_quality,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +94,10 @@ def evaluate(
     if lists is not None:
         found = impressions(lists, window.queries)
         report = report.model_copy(update={"impressions": found})
+    if lists is not None and ranker is not None and ranker.tasks:
+        outcomes = read_outcomes(data, data.test, window.corpus, list(ranker.tasks))
+        tasks = task_quality(lists, window.queries, outcomes)
+        report = report.model_copy(update={"tasks": tasks})
     return _write(report, window.queries, rankings)
 
 

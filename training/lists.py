@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from recsys.artifacts import PreparedData
 from recsys.dataset import Interactions, feature_spec, named_corruption, parse_examples
 from recsys.ranks import Candidates, DotProduct, candidate_lists
+from training.outcomes import Outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class Lists:
         with_label: those of them that hold their label.
         score_mean: of the retrieval scores of `train`.
         score_std: of them.
+        positives: candidates of each part with each outcome, `[tasks]`; of the label where there
+            are no tasks.
     """
 
     folder: Path
@@ -57,6 +60,8 @@ class Lists:
     with_label: dict[str, int]
     score_mean: float
     score_std: float
+    positives: dict[str, NDArray[np.int64]]
+    tasks: int = 0
 
     def read(self, data: PreparedData, part: str, batch_size: int) -> tf.data.Dataset:
         """Batches of raw requests: query features, and what `write_lists` adds, in file order."""
@@ -81,6 +86,8 @@ class Lists:
             "label_place": tf.io.FixedLenFeature([], tf.int64),
             "weight": tf.io.FixedLenFeature([], tf.float32, 1.0),
         }
+        if self.tasks:
+            spec["task_labels"] = tf.io.FixedLenFeature([self.depth, self.tasks], tf.int64)
 
         def parse(batch: tf.Tensor) -> dict[str, tf.Tensor]:
             parsed = parse_examples(batch, spec)
@@ -90,49 +97,64 @@ class Lists:
         return records.batch(batch_size).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What lists are made of.
+
+    Attributes:
+        queries: the validation split.
+        held_out: `[n]` which of them are held out.
+        outcomes: what followed them, where there are tasks.
+    """
+
+    queries: Interactions
+    held_out: NDArray[np.bool_]
+    outcomes: Outcomes | None = None
+
+
 def write_lists(
-    data: PreparedData,
-    scorer: DotProduct,
-    queries: Interactions,
-    held_out: NDArray[np.bool_],
-    depth: int,
-    folder: Path,
+    data: PreparedData, scorer: DotProduct, requests: Requests, depth: int, folder: Path
 ) -> Lists:
     """Write the lists of the validation queries.
 
     A record is that of the query with `candidates` (corpus rows, best first, -1 for none),
-    `retrieval_scores`, and `label_place`, where the label is among them, or -1.
+    `retrieval_scores`, and `label_place`, where the label is among them, or -1. With outcomes it
+    has `task_labels` too, 1 for each candidate with each outcome, and any is a label of the list.
 
     Args:
         data: whose validation split is read.
         scorer: of these queries, which has not learned from them.
-        queries: the validation split.
-        held_out: `[n]` which of them are held out.
+        requests: the validation split.
         depth: candidates of a list, no more than there are items.
         folder: to write to.
     """
     folder.mkdir(parents=True)
+    queries, held_out, outcomes = requests.queries, requests.held_out, requests.outcomes
     num_items = len(scorer.candidates)
     found = np.zeros(len(queries), bool)
     moments = np.zeros(3)
+    masks = {TRAIN: ~held_out, HELD_OUT: held_out}
+    num_tasks = len(outcomes.tasks) if outcomes else 0
+    positives = {part: np.zeros(max(num_tasks, 1), np.int64) for part in masks}
     parts = {part: tf.io.TFRecordWriter(str(_file(folder, part))) for part in (TRAIN, HELD_OUT)}
     with named_corruption(data, data.validation):
         records = _records(data)
         for block in candidate_lists("lists", scorer, queries, num_items, depth):
             places = label_places(block.items, queries.label[block.queries])
-            found[block.queries] = places >= 0
+            labels = _labels(block, places, outcomes)
+            found[block.queries] = labels.any(axis=(1, 2))
             own = np.isfinite(block.scores) & ~held_out[block.queries][:, np.newaxis]
             scores = block.scores[own].astype(np.float64)
             moments += [scores.size, scores.sum(), (scores**2).sum()]
-            for held, record in zip(
-                held_out[block.queries], _extended(records, block, places), strict=True
-            ):
+            extended = _extended(records, block, places, labels if outcomes else None)
+            for held, record in zip(held_out[block.queries], extended, strict=True):
                 parts[HELD_OUT if held else TRAIN].write(record)
+            for part, mask in masks.items():
+                positives[part] += labels[mask[block.queries]].sum(axis=(0, 1))
     for writer in parts.values():
         writer.close()
     count, total, squares = moments
     mean = total / max(count, 1)
-    masks = {TRAIN: ~held_out, HELD_OUT: held_out}
     return Lists(
         folder=folder,
         depth=depth,
@@ -140,6 +162,8 @@ def write_lists(
         with_label={part: int(np.count_nonzero(found & own)) for part, own in masks.items()},
         score_mean=float(mean),
         score_std=float(np.sqrt(max(squares / max(count, 1) - mean**2, 0))),
+        positives=positives,
+        tasks=num_tasks,
     )
 
 
@@ -174,15 +198,31 @@ def _records(data: PreparedData) -> Iterator[bytes]:
     return records
 
 
+def _labels(
+    block: Candidates, places: NDArray[np.int32], outcomes: Outcomes | None
+) -> NDArray[np.bool_]:
+    """What is to be learned of each candidate, `[queries, candidates, tasks]`."""
+    if outcomes is not None:
+        return outcomes.of(block.queries, block.items)
+    return (places[:, np.newaxis] == np.arange(block.items.shape[1]))[..., np.newaxis]
+
+
 def _extended(
-    records: Iterator[bytes], block: Candidates, places: NDArray[np.int32]
+    records: Iterator[bytes],
+    block: Candidates,
+    places: NDArray[np.int32],
+    labels: NDArray[np.bool_] | None,
 ) -> Iterator[bytes]:
-    for items, scores, place in zip(block.items, block.scores, places, strict=True):
+    for row, (items, scores, place) in enumerate(
+        zip(block.items, block.scores, places, strict=True)
+    ):
         example = tf.train.Example.FromString(next(records))
         added: dict[str, Any] = example.features.feature
         added["candidates"].int64_list.value.extend(items.tolist())
         added["retrieval_scores"].float_list.value.extend(scores.tolist())
         added["label_place"].int64_list.value.append(int(place))
+        if labels is not None:
+            added["task_labels"].int64_list.value.extend(labels[row].astype(int).ravel().tolist())
         yield example.SerializeToString()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from recsys.artifacts import (
     ArtifactError,
@@ -24,6 +26,7 @@ from recsys.config import RunConfig
 from recsys.dataset import Corpus, Interactions, read_corpus, read_interactions, read_sequences
 from recsys.features import FeatureEncoder
 from recsys.item_statistics import item_statistics, standardised
+from recsys.models.multitask import Multitask
 from recsys.models.ranker_features import KnownItems
 from recsys.models.ranking import Ranker
 from recsys.ranking_config import Ranking
@@ -31,7 +34,8 @@ from recsys.ranks import DotProduct
 from training.callbacks import Progress
 from training.embeddings import two_tower_scorer
 from training.list_quality import list_quality
-from training.lists import HELD_OUT, TRAIN, Lists, latest, write_lists
+from training.lists import HELD_OUT, TRAIN, Lists, Requests, latest, write_lists
+from training.outcomes import read_outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,8 @@ def rank(
 
     Raises:
         ArtifactError: model and data differ in their schema, there was a refit without a `ranking`
-            section, or retrieval finds no label to learn from.
+            section, the data do not tell the outcomes that tasks need, or retrieval finds no label
+            to learn from.
     """
     settings = config.ranking
     assert settings is not None, "the step belongs to configs with a `ranking` section"
@@ -71,10 +76,13 @@ def rank(
         held_out = latest(queries, settings.held_out, data.validation.last_at is not None)
         scorer = _scorer(data, model, corpus, queries)
         depth = min(settings.candidates, len(corpus))
-        lists = write_lists(data, scorer, queries, held_out, depth, folder / _LISTS)
-        _require_labels(lists)
+        tasks = tuple(settings.tasks)
+        outcomes = read_outcomes(data, data.validation, corpus, tasks) if tasks else None
+        requests = Requests(queries, held_out, outcomes)
+        lists = write_lists(data, scorer, requests, depth, folder / _LISTS)
+        _require_labels(lists, tasks)
         before, after = _statistics(data, corpus)
-        ranker = Ranker(
+        ranker = (Multitask if tasks else Ranker)(
             settings,
             data.features,
             FeatureEncoder(data),
@@ -84,8 +92,10 @@ def rank(
         )
         ranker.features.standardise_scores(lists.score_mean, lists.score_std)
         trained = _train(ranker, settings, data, lists, config.seed)
-        calibration, quality = _calibrate(ranker, data, lists, queries.user[held_out])
-        ranker.save_ranker(folder / _RANKER, standardised(after, before), calibration)
+        users = queries.user[held_out]
+        calibrated = _calibrate(ranker, data, lists, users, settings.task_order)
+        statistics = standardised(after, before)
+        ranker.save_ranker(folder / _RANKER, statistics, *calibrated.calibrations)
         manifest = TrainedRanker(
             directory=folder,
             ranker=_RANKER,
@@ -95,7 +105,8 @@ def rank(
             features=data.features,
             best_epoch=trained.best_epoch,
             curves=trained.curves,
-            held_out=quality,
+            held_out=calibrated.by_scorer,
+            tasks=dict(zip(tasks, calibrated.by_output, strict=True)) if tasks else {},
             versions={name: version(name) for name in ("tensorflow", "tensorflow-recommenders")},
         ).save()
     return manifest.model_copy(update={"directory": directory})
@@ -109,16 +120,21 @@ def _scorer(
     return two_tower_scorer(towers, data, corpus, queries.history, data.validation)
 
 
-def _require_labels(lists: Lists) -> None:
+def _require_labels(lists: Lists, tasks: Sequence[str]) -> None:
     for part, purpose in ((TRAIN, "train"), (HELD_OUT, "calibrate")):
         found, of = lists.with_label[part], lists.requests[part]
         logger.info("%s: %d of %d lists hold their label", part, found, of)
-        if not found:
-            raise ArtifactError(
-                f"retrieval finds none of the {of} labels of validation queries that are to "
-                f"{purpose} the ranker among its best {lists.depth}: raise ranking.candidates, "
-                "lengthen the validation window, or change ranking.held_out"
-            )
+        for task, positives in zip(tasks, lists.positives[part], strict=False):
+            logger.info("%s: %d candidates with %s", part, positives, task)
+        if found and lists.positives[part].all():
+            continue
+        labels = [t for t, n in zip(tasks, lists.positives[part], strict=False) if not n]
+        what = f"events {labels[0]!r} after {of}" if labels else f"{of} labels of"
+        raise ArtifactError(
+            f"retrieval finds none of the {what} validation queries that are to {purpose} the "
+            f"ranker among its best {lists.depth}: raise ranking.candidates, lengthen the "
+            f"validation window, or change ranking.held_out{' or ranking.tasks' if tasks else ''}"
+        )
 
 
 def _statistics(
@@ -132,9 +148,11 @@ def _statistics(
     return before, item_statistics([train, recent], len(corpus), timed)
 
 
-def _log_odds(lists: Lists) -> float:
-    share = lists.with_label[TRAIN] / (lists.requests[TRAIN] * lists.depth)
-    return float(np.log(share / (1 - share)))
+def _log_odds(lists: Lists) -> NDArray[np.float64]:
+    """Where the logits begin, `[outputs]`."""
+    share = lists.positives[TRAIN] / (lists.requests[TRAIN] * lists.depth)
+    odds: NDArray[np.float64] = logit(share)
+    return odds
 
 
 class _BestEpoch(tf.keras.callbacks.Callback):
@@ -177,7 +195,9 @@ def _train(
     steps = -(-lists.requests[TRAIN] // size)
     if settings.loss == "listwise":
         # The others have no loss, and cost as much.
-        batches, held_out = _with_label(batches, size), _with_label(held_out, _BATCH)
+        learned = tf.constant([weight > 0 for weight in settings.tasks.values()], tf.bool)
+        batches = _with_label(batches, learned, size)
+        held_out = _with_label(held_out, learned, _BATCH)
         steps = -(-lists.with_label[TRAIN] // size)
     batches = batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
     held_out = held_out.map(encode)
@@ -195,30 +215,69 @@ def _train(
     return best
 
 
-def _with_label(batches: tf.data.Dataset, size: int) -> tf.data.Dataset:
-    return batches.unbatch().filter(lambda request: request["label_place"] >= 0).batch(size)
+def _with_label(batches: tf.data.Dataset, learned: tf.Tensor, size: int) -> tf.data.Dataset:
+    """Lists with a label, where there are tasks with one that is learned, `[tasks]`."""
+
+    def has_label(request: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        if "task_labels" in request:
+            return tf.reduce_any((request["task_labels"] > 0) & learned)
+        return request["label_place"] >= 0
+
+    return batches.unbatch().filter(has_label).batch(size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibrated:
+    """Calibrations of the outputs, and metrics on what they were fitted on."""
+
+    calibrations: list[Calibration]
+    by_scorer: dict[str, dict[str, float]]
+    by_output: list[dict[str, float]]
 
 
 def _calibrate(
-    ranker: Ranker, data: PreparedData, lists: Lists, users: NDArray[np.int64]
-) -> tuple[Calibration, dict[str, dict[str, float]]]:
-    """Fit the calibration on what is held out, and measure there."""
-    score = tf.function(ranker)
+    ranker: Ranker,
+    data: PreparedData,
+    lists: Lists,
+    users: NDArray[np.int64],
+    order: Sequence[float],
+) -> _Calibrated:
+    """Fit the calibrations on what is held out, and measure there; scorers by the main output."""
+    score = tf.function(ranker.network)
     batches = [
-        {k: raw[k].numpy() for k in ("candidates", "retrieval_scores", "label_place")}
-        | {"logits": score(ranker.features(raw)).numpy()}
+        {
+            "present": raw["candidates"].numpy() >= 0,
+            "retrieval": raw["retrieval_scores"].numpy(),
+            "relevant": _relevant(raw, lists),
+            "logits": score(ranker.features(raw)).numpy(),
+        }
         for raw in lists.read(data, HELD_OUT, _BATCH)
     ]
     columns = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-    relevant = columns["label_place"][:, np.newaxis] == np.arange(lists.depth)
-    present = columns["candidates"] >= 0
-    calibration = fit_calibration(relevant[present], columns["logits"][present])
-    logger.info("calibration: log odds are %.3f x + %.3f", *calibration)
+    present, relevant, logits = (columns[n] for n in ("present", "relevant", "logits"))
+    outputs = range(relevant.shape[-1])
+    calibrations = [
+        fit_calibration(relevant[present, n], logits[present, n].astype(float)) for n in outputs
+    ]
+    for calibration in calibrations:
+        logger.info("calibration: log odds are %.3f x + %.3f", *calibration)
+    main = int(np.argmax(order)) if order else 0
+    odds = np.stack([c(logits[..., n]) for n, c in enumerate(calibrations)], axis=-1)
     scores = {
-        "ranker": calibration(columns["logits"]),
-        "uncalibrated": columns["logits"],
-        "retrieval": columns["retrieval_scores"],
+        "ranker": ranker.answers(tf.constant(odds, tf.float32))["scores"].numpy(),
+        "uncalibrated": ranker.answers(tf.constant(logits))["scores"].numpy(),
+        "retrieval": columns["retrieval"],
     }
-    return calibration, {
-        name: list_quality(relevant, present, values, users) for name, values in scores.items()
-    }
+    return _Calibrated(
+        calibrations,
+        {n: list_quality(relevant[..., main], present, s, users) for n, s in scores.items()},
+        [list_quality(relevant[..., n], present, odds[..., n], users) for n in outputs],
+    )
+
+
+def _relevant(raw: Mapping[str, tf.Tensor], lists: Lists) -> NDArray[np.bool_]:
+    """What is asked for, `[batch, candidates, outputs]`."""
+    if lists.tasks:
+        return raw["task_labels"].numpy() > 0
+    places = raw["label_place"].numpy()[:, np.newaxis] == np.arange(lists.depth)
+    return places[..., np.newaxis]

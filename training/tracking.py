@@ -18,7 +18,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
-from recsys.artifacts import EvaluationReport
+from recsys.artifacts import EvaluationReport, TrainedRanker
 from recsys.config import Cluster, RunConfig
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,17 @@ class Tracker:
         now = get_current_time_millis()
         entries = [Metric(_key(name), float(value), now, step) for name, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_ranker(self, ranker: TrainedRanker) -> None:
+        """Log what a ranker reaches on what it holds out, by its score and by task."""
+        parts = {"": ranker.held_out["ranker"]} | _by_task(ranker.tasks)
+        self.log_metrics(
+            {
+                f"ranker/held_out/{part}{metric}": value
+                for part, metrics in parts.items()
+                for metric, value in metrics.items()
+            }
+        )
 
     def log_report(self, report: EvaluationReport) -> None:
         """Log the metrics of an evaluation, those of the baselines and of the ranked lists."""
@@ -253,9 +264,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
         elif value not in (None, [], {}):
-            # MLflow allows neither parentheses nor quotes in keys; drop reasons may hold any.
-            safe = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}{key}")
-            yield safe, str(value)
+            yield _safe(f"{prefix}{key}"), str(value)
+
+
+def _safe(key: str) -> str:
+    """Replace what MLflow allows in no key: drop reasons and event types may hold anything."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
 
 
 def _test_metrics(report: EvaluationReport) -> dict[str, float]:
@@ -267,8 +281,13 @@ def _test_metrics(report: EvaluationReport) -> dict[str, float]:
         for scorer, metrics in scorers.items()
         for metric, estimate in metrics.items()
     }
+    ranked = {f"{scorer}/": metrics for scorer, metrics in report.impressions.items()}
     return estimates | {
-        f"impressions/{scorer}/{metric}": value
-        for scorer, metrics in report.impressions.items()
+        f"impressions/{part}{metric}": value
+        for part, metrics in (ranked | _by_task(report.tasks)).items()
         for metric, value in metrics.items()
     }
+
+
+def _by_task(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    return {f"task/{_safe(task)}/": metrics for task, metrics in tasks.items()}

@@ -19,11 +19,15 @@ from recsys.dataset import Corpus, Interactions, feature_spec, named_corruption,
 from recsys.models.embed import load_savedmodel
 from recsys.ranks import Candidates
 from training.list_quality import list_quality
+from training.outcomes import Outcomes
 
 _AT_ONCE = 128
 
-#: Raw query features, corpus rows and scores of the candidates, to log odds `[batch, candidates]`.
-RankFunction = Callable[[Mapping[str, tf.Tensor], NDArray[np.int32], NDArray[np.float32]], Any]
+#: Raw query features, corpus rows and scores of the candidates, to `scores`, log odds `[batch,
+#: candidates]`, and, with several tasks, their `log_odds` `[batch, candidates, tasks]`.
+RankFunction = Callable[
+    [Mapping[str, tf.Tensor], NDArray[np.int32], NDArray[np.float32]], Mapping[str, Any]
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,13 @@ class RankedLists:
         items: corpus rows, -1 for none.
         retrieval: scores of retrieval, -inf for none.
         scores: log odds by the ranker, -inf for none.
+        log_odds: by task, `[n, candidates, tasks]`; None without tasks.
     """
 
     items: NDArray[np.int32]
     retrieval: NDArray[np.float32]
     scores: NDArray[np.float32]
+    log_odds: NDArray[np.float32] | None = None
 
 
 class TwoStages:
@@ -80,7 +86,10 @@ def rank_lists(
                 own = slice(first, first + _AT_ONCE)
                 items, scores = block.items[own], block.scores[own]
                 raw = parse_examples(tf.constant(list(islice(records, len(items)))), spec)
-                parts.append((items, scores, np.asarray(rank(raw, items, scores))))
+                answer = rank(raw, items, scores)
+                own_parts = [items, scores, answer["scores"]]
+                own_parts += [answer["log_odds"]] if "log_odds" in answer else []
+                parts.append([np.asarray(part) for part in own_parts])
     ranked = RankedLists(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     if np.isnan(ranked.scores).any():
         raise ArtifactError(
@@ -105,6 +114,23 @@ def impressions(lists: RankedLists, queries: Interactions) -> dict[str, dict[str
     }
 
 
+def task_quality(
+    lists: RankedLists, queries: Interactions, outcomes: Outcomes
+) -> dict[str, dict[str, float]]:
+    """Quality of the lists by task, by its own log odds and what users did next.
+
+    What is not defined, as the AUC of an event that never came, is left out.
+    """
+    assert lists.log_odds is not None, "a ranker of several tasks gives the log odds of each"
+    relevant = outcomes.of(slice(0, len(queries)), lists.items)
+    present = lists.items >= 0
+    found = {
+        task: list_quality(relevant[..., n], present, lists.log_odds[..., n], queries.user)
+        for n, task in enumerate(outcomes.tasks)
+    }
+    return {t: {m: v for m, v in own.items() if not np.isnan(v)} for t, own in found.items()}
+
+
 def rank_function(ranker: TrainedRanker) -> RankFunction:
     """The ranker of a run.
 
@@ -114,9 +140,12 @@ def rank_function(ranker: TrainedRanker) -> RankFunction:
     folder = ranker.directory / ranker.ranker
     signature = load_savedmodel(folder, "rank").signatures["rank"]
 
-    def rank(raw: Mapping[str, tf.Tensor], items: Any, scores: Any) -> Any:
+    def rank(raw: Mapping[str, tf.Tensor], items: Any, scores: Any) -> Mapping[str, Any]:
         inputs = dict(raw) | {"candidates": items, "retrieval_scores": scores}
-        return signature(**{name: tf.constant(value) for name, value in inputs.items()})["scores"]
+        answer: Mapping[str, Any] = signature(
+            **{name: tf.constant(value) for name, value in inputs.items()}
+        )
+        return answer
 
     return rank
 
@@ -136,9 +165,9 @@ def exported_rank(savedmodel: Path, corpus: Corpus) -> tuple[RankFunction, int] 
     ids = np.append(corpus.item, b"")
     names = set(signature.structured_input_signature[1])
 
-    def rank(raw: Mapping[str, tf.Tensor], items: Any, scores: Any) -> Any:
+    def rank(raw: Mapping[str, tf.Tensor], items: Any, scores: Any) -> Mapping[str, Any]:
         inputs = {name: value for name, value in raw.items() if name in names}
         found = signature(**inputs, candidates=tf.constant(ids[items], tf.string))["scores"].numpy()
-        return np.where(np.isneginf(found) & (items >= 0), np.float32(-1e9), found)
+        return {"scores": np.where(np.isneginf(found) & (items >= 0), np.float32(-1e9), found)}
 
     return rank, int(described["candidates"])

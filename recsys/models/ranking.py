@@ -8,7 +8,7 @@ of the towers that serve is their scores alone, which a refit leaves comparable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,48 @@ from recsys.schema import Schema
 _NONE = -1e9
 
 
+class Tower(tf.keras.layers.Layer):
+    """Layers with GELU, and an output that begins as zeros: the first order is that of retrieval.
+
+    Args:
+        hidden: units of the layers.
+        dropouts: maker of the dropout layers, one before each layer.
+    """
+
+    def __init__(self, hidden: Sequence[int], dropouts: Dropouts) -> None:
+        super().__init__()
+        dense = tf.keras.layers.Dense
+        self._hidden = [dense(units, "gelu") for units in hidden]
+        self._dropouts = [dropouts() for _ in range(len(hidden) + 1)]
+        self._output = dense(1, kernel_initializer="zeros")
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Give `[..., 1]` of `[..., any]`."""
+        for layer, dropout in zip(self._hidden, self._dropouts[1:], strict=True):
+            inputs = layer(dropout(inputs, training=training))
+        return self._output(self._dropouts[0](inputs, training=training))
+
+
 class RankingNetwork(tf.keras.layers.Layer):
     """DCN-v2 over query, candidate and context features, with target attention to the history.
 
     Cross layers multiply features with each other (Wang et al., "DCN V2", WWW 2021), of full or low
-    rank; layers with GELU follow (the stacked structure of the paper). The logit begins as the
-    scaled score of retrieval: the ranker learns where to differ from it.
+    rank; a head follows (the stacked structure of the paper). A logit begins as the scaled score of
+    retrieval: the ranker learns where to differ from it.
 
     Args:
         config: of the model.
         features: of requests and items.
-        dropouts: maker of the dropout layers.
-        prior: log odds of a candidate to be the label, where the logit begins.
+        head: makes `[batch, candidates, outputs]` of what was crossed, `[batch, candidates, any]`.
+        prior: `[outputs]` log odds of a candidate to be what is asked for, where logits begin.
     """
 
     def __init__(
-        self, config: Ranking, features: RankerFeatures, dropouts: Dropouts, prior: float
+        self,
+        config: Ranking,
+        features: RankerFeatures,
+        head: tf.keras.layers.Layer,
+        prior: NDArray[np.floating[Any]],
     ) -> None:
         super().__init__()
         # Behind a function: what it holds of every item is no weight.
@@ -60,16 +86,13 @@ class RankingNetwork(tf.keras.layers.Layer):
         self._attention = TargetAttention(config.attention_dim)
         cross = tfrs.layers.feature_interaction.Cross
         self._cross = [cross(projection_dim=rank) for _ in range(config.cross_layers)]
-        self._hidden = [dense(units, "gelu") for units in config.hidden]
-        self._dropouts = [dropouts() for _ in range(len(config.hidden) + 1)]
-        # Zeros: the first order is that of retrieval.
-        self._output = dense(1, kernel_initializer="zeros")
-        self._gain = self.add_weight("gain", [], initializer="ones")
+        self.head = head
+        self._gain = self.add_weight("gain", prior.shape, initializer="ones")
         first = tf.keras.initializers.Constant(prior)
-        self._prior = self.add_weight("prior", [], initializer=first)
+        self._prior = self.add_weight("prior", prior.shape, initializer=first)
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Log odds of the candidates, `[batch, candidates]`; -1e9 where there is none.
+        """Log odds of the candidates, `[batch, candidates, outputs]`; -1e9 where there is none.
 
         Args:
             encoded: what `RankerFeatures` makes of a request.
@@ -82,11 +105,9 @@ class RankingNetwork(tf.keras.layers.Layer):
         crossed = inputs = tf.concat(parts, axis=-1)
         for cross in self._cross:
             crossed = cross(inputs, crossed)
-        for layer, dropout in zip(self._hidden, self._dropouts[1:], strict=True):
-            crossed = layer(dropout(crossed, training=training))
-        learned = tf.squeeze(self._output(self._dropouts[0](crossed, training=training)), axis=-1)
-        logits = learned + self._gain * standard[..., 0] + self._prior
-        return tf.where(rows >= 0, logits, _NONE)
+        learned = self.head(crossed, training=training)
+        logits = learned + self._gain * standard[..., :1] + self._prior
+        return tf.where(rows[..., tf.newaxis] >= 0, logits, _NONE)
 
     def _plain(self, encoded: Mapping[str, tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
         """Features of query and candidate that are neither ids nor histories."""
@@ -161,7 +182,8 @@ class Ranker(tfrs.Model):
         encoder: of raw features.
         items: of the corpus.
         seed: of masks.
-        prior: log odds of a candidate to be the label, where the logit begins.
+        prior: log odds of a candidate to be the label, where the logit begins; of several outputs,
+            `[outputs]`.
     """
 
     def __init__(
@@ -171,7 +193,7 @@ class Ranker(tfrs.Model):
         encoder: FeatureEncoder,
         items: KnownItems,
         seed: int,
-        prior: float = 0.0,
+        prior: float | NDArray[np.floating[Any]] = 0.0,
     ) -> None:
         super().__init__()
         features = RankerFeatures(schema, encoder, items)
@@ -179,7 +201,8 @@ class Ranker(tfrs.Model):
         self._features: Callable[[], RankerFeatures] = lambda: features
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         dropouts = Dropouts(config.dropout, seed, self.step)
-        self.network = RankingNetwork(config, features, dropouts, prior)
+        head = self._head(config, dropouts)
+        self.network = RankingNetwork(config, features, head, np.atleast_1d(prior))
         self._mean_loss = tf.keras.metrics.Mean(name="loss")
         self._listwise = config.loss == "listwise"
         log_loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
@@ -190,9 +213,12 @@ class Ranker(tfrs.Model):
         """Makes what the ranker reads of raw requests."""
         return self._features()
 
+    def _head(self, config: Ranking, dropouts: Dropouts) -> tf.keras.layers.Layer:
+        return Tower(config.hidden, dropouts)
+
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Log odds of the candidates of encoded requests: what `RankingNetwork` gives."""
-        return self.network(encoded, training=training)
+        """Log odds of the candidates of encoded requests, `[batch, candidates]`."""
+        return tf.squeeze(self.network(encoded, training=training), axis=-1)
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Loss of a batch of requests.
@@ -208,6 +234,12 @@ class Ranker(tfrs.Model):
         """
         logits = self(inputs, training=training)
         labels = tf.one_hot(inputs["label_place"], tf.shape(logits)[1])
+        return self._loss(labels, logits, inputs)
+
+    def _loss(
+        self, labels: tf.Tensor, logits: tf.Tensor, inputs: Mapping[str, tf.Tensor]
+    ) -> tf.Tensor:
+        """Loss of logits `[batch, candidates]` against labels, 1 where it is what is asked for."""
         if self._listwise:
             return self._task(labels, logits, inputs["weight"])
         present = inputs["candidates"] >= 0
@@ -222,22 +254,29 @@ class Ranker(tfrs.Model):
         self._mean_loss.update_state(logs["loss"])
         return logs | {"loss": self._mean_loss.result()}
 
+    def answers(self, log_odds: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Outputs of the signature `rank` from calibrated log odds `[batch, candidates, outputs]`.
+
+        What is no candidate is taken out of `scores` by who calls.
+        """
+        return {"scores": tf.squeeze(log_odds, axis=-1)}
+
     def save_ranker(
-        self, directory: Path, statistics: NDArray[np.float32], calibration: Calibration
+        self, directory: Path, statistics: NDArray[np.float32], *calibrations: Calibration
     ) -> None:
         """Write a SavedModel with the signature `rank`.
 
         It takes the raw query features by name, `candidates` int32 `[batch, any]`, corpus rows or
         -1, and `retrieval_scores` float32 of the same shape, and gives `scores`: calibrated log
-        odds, -inf where there is no candidate.
+        odds, -inf where there is no candidate; and what else `answers` has.
 
         Args:
             directory: to write.
             statistics: of the items as of the end of what is known when it serves.
-            calibration: of the logits.
+            calibrations: of the logits, one for each output.
         """
         self.features.renew(statistics)
-        module = _Served(self.network, self.features, calibration)
+        module = _Served(self, calibrations)
         tf.saved_model.save(module, str(directory), {"rank": module.signature()})
 
 
@@ -255,14 +294,17 @@ class ListSoftmax(tf.keras.losses.Loss):
 class _Served(tf.Module):
     """Network and features on raw requests."""
 
-    def __init__(
-        self, network: RankingNetwork, features: RankerFeatures, calibration: Calibration
-    ) -> None:
+    def __init__(self, ranker: Ranker, calibrations: Sequence[Calibration]) -> None:
         super().__init__()
-        self._network = network
-        self._features = features
-        self._scale = tf.Variable(calibration.scale, trainable=False, dtype=tf.float32)
-        self._offset = tf.Variable(calibration.offset, trainable=False, dtype=tf.float32)
+        self._network = ranker.network
+        self._features = ranker.features
+        # Behind a function: loss and metrics of the ranker are no part of what serves.
+        self._answers: Callable[[tf.Tensor], dict[str, tf.Tensor]] = lambda odds: ranker.answers(
+            odds
+        )
+        scale, offset = np.array(calibrations, np.float32).T
+        self._scale = tf.Variable(scale, trainable=False)
+        self._offset = tf.Variable(offset, trainable=False)
 
     def signature(self) -> Any:
         request = raw_signature(self._features.schema.query) | {
@@ -271,7 +313,9 @@ class _Served(tf.Module):
         }
 
         def rank(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
-            scores = self._scale * self._network(self._features(raw)) + self._offset
-            return {"scores": tf.where(raw["candidates"] >= 0, scores, -np.inf)}
+            logits = self._network(self._features(raw))
+            answers = self._answers(self._scale * logits + self._offset)
+            scores = tf.where(raw["candidates"] >= 0, answers["scores"], -np.inf)
+            return answers | {"scores": scores}
 
         return tf.function(rank).get_concrete_function(**request)

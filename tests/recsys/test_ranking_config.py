@@ -41,3 +41,46 @@ def test_no_answer_may_be_longer_than_what_is_ranked(shop):
 def test_an_unknown_key_names_the_nearest(shop):
     with pytest.raises(ConfigError, match="did you mean 'cross_rank'"):
         load_config(shop, ["ranking.cross_ranks=4"])
+
+
+@pytest.fixture
+def events(shop):
+    """The shop with event types."""
+    text = MINIMAL.replace("time: t}}", "time: t, event: e}}")
+    types = "  event_types: {view: {label: false}, cart: {}, buy: {}}\n  split:"
+    shop.write_text(text.replace("  split:", types))
+    return shop
+
+
+def test_the_score_is_the_first_task_or_what_is_said(events):
+    ranking = load_config(events, ["ranking.tasks={buy: 1.0, cart: 0.5}"]).ranking
+    assert ranking.task_order == (1.0, 0.0)
+    order = "ranking.order={cart: 2.0}"
+    ranking = load_config(events, ["ranking.tasks={buy: 1.0, cart: 0.5}", order]).ranking
+    assert ranking.task_order == (0.0, 2.0)
+    ranking = load_config(events, ["ranking.tasks={buy: 0.0, cart: 0.5}"]).ranking
+    assert ranking.task_order == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["ranking.tasks={bay: 1.0}"], r"'bay' is none of data\.event_types.*'cart', 'buy'"),
+        (
+            ["ranking.tasks={buy: 1.0}", "ranking.order={cart: 1}"],
+            r"'cart' is none of the learned tasks",
+        ),
+        (["ranking.tasks={buy: 0.0}"], r"tasks: at least one needs a weight above 0"),
+        (["ranking.tasks={buy: 1.0}", "ranking.hidden=[]"], r"kind=mmoe needs layers in `hidden`"),
+    ],
+    ids=["unknown", "no task", "no weight", "no experts"],
+)
+def test_tasks_that_cannot_be_are_refused(events, overrides, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_config(events, overrides)
+
+
+def test_outcomes_are_prepared_for_tasks_alone(events):
+    assert load_config(events, ["ranking.tasks={buy: 1.0}"]).needs_outcomes
+    assert not load_config(events, ["ranking.candidates=100"]).needs_outcomes
+    assert not load_config(events).needs_outcomes

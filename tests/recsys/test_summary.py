@@ -144,7 +144,10 @@ def test_nothing_was_better(tmp_path):
 def test_impressions_compare_the_stages_and_hide_what_means_nothing():
     values = {"auc": 0.9, "user_auc": 0.8, "request_auc": 0.7, "ndcg@10": 0.6, "mrr": 0.5}
     both = values | {"log_loss": 0.25, "calibration_error": 0.125}
-    model, retrieval = impressions_table({"model": both, "retrieval": both}).splitlines()[1:]
+    # Of an event that never came there is no AUC.
+    scorers = {"model": both, "retrieval": both, "task fav": {"log_loss": 0.5}}
+    model, retrieval, fav = impressions_table(scorers).splitlines()[1:]
+    assert fav.split() == ["task", "fav", "0.5000"]
     assert model.split()[-2:] == ["0.2500", "0.1250"]
     assert retrieval.split() == ["retrieval", *(f"{v:.4f}" for v in values.values())]
 

@@ -12,8 +12,8 @@ from recsys.config import Export
 from recsys.dataset import raw_batches, read_corpus
 from recsys.features import FeatureEncoder
 from recsys.models.embed import embed, in_batches, load_towers
+from recsys.models.multitask import Multitask
 from recsys.models.ranker_features import KnownItems
-from recsys.models.ranking import Ranker
 from recsys.ranking_config import Ranking
 from serving_export.savedmodel import export
 from serving_export.two_stage import load_second
@@ -24,7 +24,7 @@ UNKNOWN = "🤷 no such id"
 
 
 def write_ranker(data, corpus, directory):
-    """A ranker that was not trained, but differs from retrieval."""
+    """A ranker of two tasks that was not trained, but differs from retrieval."""
     tf.keras.utils.set_random_seed(3)
     random = np.random.default_rng(4).normal
     size = len(corpus)
@@ -33,16 +33,24 @@ def write_ranker(data, corpus, directory):
         random(size=(size, 4)).astype(np.float32),
         random(size=(size, 2)).astype(np.float32),
     )
-    config = Ranking(candidates=CANDIDATES, attention_dim=4, hidden=(8,))
-    ranker = Ranker(config, data.features, FeatureEncoder(data), items, seed=1)
+    config = Ranking(
+        candidates=CANDIDATES,
+        attention_dim=4,
+        hidden=(8,),
+        tasks={"buy": 1.0, "cart": 1.0},
+        order={"buy": 1.0, "cart": 0.25},
+    )
+    encoder = FeatureEncoder(data)
+    ranker = Multitask(config, data.features, encoder, items, seed=1, prior=np.zeros(2))
     ranker.features.standardise_scores(0.0, 10.0)
     queries = next(iter(raw_batches(data, data.test, 4)))
     rows = tf.tile(tf.range(5)[tf.newaxis], [4, 1])
     request = queries | {"candidates": rows, "retrieval_scores": tf.zeros([4, 5])}
     ranker(ranker.features(request))
-    output = ranker.network._output
-    output.kernel.assign(random(size=output.kernel.shape))
-    ranker.save_ranker(directory / "ranker", items.statistics, Calibration(0.7, -1.0))
+    for tower in ranker.network.head._towers:
+        tower._output.kernel.assign(random(size=tower._output.kernel.shape))
+    calibrations = Calibration(0.7, -1.0), Calibration(1.3, -2.0)
+    ranker.save_ranker(directory / "ranker", items.statistics, *calibrations)
     return TrainedRanker(
         directory=directory,
         ranker="ranker",
@@ -53,6 +61,7 @@ def write_ranker(data, corpus, directory):
         best_epoch=1,
         curves={},
         held_out={},
+        tasks={"buy": {}, "cart": {}},
         versions={},
     ).save()
 
@@ -190,10 +199,23 @@ def test_rank_scores_the_candidates_that_are_given(served, tiny):
     assert np.isfinite(scores[:, 0]).all()
 
 
+def test_rank_tells_the_probability_of_each_task(served, tiny):
+    request = queries_of(tiny, [[tiny.item(3)], [tiny.item(7)]], ["user 1", "user 2"])
+    request = {name: tf.constant(values) for name, values in request.items()}
+    candidates = tf.constant([[tiny.item(n) for n in range(5)] + [UNKNOWN, ""]] * 2)
+    answer = served.signatures["rank"](**request, candidates=candidates)
+    chance = answer["probabilities"].numpy()
+    assert chance.shape == (2, 7, 2)
+    assert (chance[:, 5:] == 0).all()
+    assert ((chance[:, :5] > 0) & (chance[:, :5] < 1)).all()
+    mixed = chance[:, :5] @ [0.8, 0.2]
+    assert _close(answer["scores"].numpy()[:, :5], np.log(mixed / (1 - mixed))).all()
+
+
 def test_the_contract_says_how_many_are_ranked(made):
     for folder in made.variants.values():
         contract = json.loads((folder / "assets.extra" / "contract.json").read_text())
-        assert contract["ranking"] == {"candidates": CANDIDATES}
+        assert contract["ranking"] == {"candidates": CANDIDATES, "tasks": ["buy", "cart"]}
         assert {"recommend", "retrieve", "rank"} < set(contract["signatures"])
         assert contract["signatures"]["rank"]["inputs"]["candidates"] == {
             "dtype": "string",

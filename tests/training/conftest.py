@@ -39,7 +39,8 @@ def _write(folder, records):
             writer.write(record)
 
 
-def _examples(folder, name, triples, exclude_seen):
+def _examples(folder, name, triples, exclude_seen, outcomes=None):
+    """Write examples; outcomes are pairs of item and event, a list for each triple."""
     records = [
         _record(
             user=user,
@@ -49,8 +50,12 @@ def _examples(folder, name, triples, exclude_seen):
             history=list(history),
             country="AT",
             **({"exclusions": sorted(set(history))} if exclude_seen else {}),
+            outcome_items=[item for item, _ in followed],
+            outcome_events=[event for _, event in followed],
         )
-        for user, label, history in triples
+        for (user, label, history), followed in zip(
+            triples, outcomes or [[]] * len(triples), strict=True
+        )
     ]
     _write(folder / name, records)
     return Examples(path=name, **_told(triples))
@@ -102,16 +107,21 @@ def tiny_config():
 
 @pytest.fixture
 def tiny_data(tmp_path, tiny_config):
-    """Write splits of (user, label, history) triples; the corpus is a to f, a most popular."""
+    """Write splits of (user, label, history) triples; the corpus is a to f, a most popular.
 
-    def write(train, validation, test, exclude_seen=False):
+    `outcomes` are those of `validation` and `test`.
+    """
+
+    def write(train, validation, test, exclude_seen=False, outcomes=None):
         folder = tmp_path / "data"
+        followed = outcomes or {}
         splits = {
             "train": _sequences(folder, "train", train),
             "recent": _sequences(folder, "recent", validation),
-            "validation": _examples(folder, "validation", validation, exclude_seen),
-            "test": _examples(folder, "test", test, exclude_seen),
         }
+        for name, triples in (("validation", validation), ("test", test)):
+            own = followed.get(name)
+            splits[name] = _examples(folder, name, triples, exclude_seen, own)
         labels = [sum(label == item for _, label, _ in train) for item in ITEMS]
         counts = [7, 5, 4, 2, 1, 0]  # f is cold
         _write(
@@ -134,6 +144,7 @@ def tiny_data(tmp_path, tiny_config):
             cleaning={},
             sources={},
             exclude_seen=exclude_seen,
+            outcomes=outcomes is not None,
         ).save()
 
     return write

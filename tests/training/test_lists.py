@@ -7,7 +7,8 @@ import tensorflow as tf
 from recsys.artifacts import ArtifactError
 from recsys.dataset import Interactions, read_corpus, read_interactions
 from training.embeddings import two_tower_scorer
-from training.lists import HELD_OUT, TRAIN, label_places, latest, write_lists
+from training.lists import HELD_OUT, TRAIN, Requests, label_places, latest, write_lists
+from training.outcomes import Outcomes
 
 TRAINING = [("u", "b", "a"), ("v", "c", "ab")]
 # The letter after the last one is first, then all by price: a b c d e f.
@@ -23,7 +24,7 @@ def written(data, towers, folder, held_out, depth=3):
     corpus = read_corpus(data)
     queries = read_interactions(data, data.validation, corpus)
     scorer = two_tower_scorer(towers, data, corpus, queries.history, data.validation)
-    return write_lists(data, scorer, queries, np.array(held_out), depth, folder)
+    return write_lists(data, scorer, Requests(queries, np.array(held_out)), depth, folder)
 
 
 def test_a_list_is_the_request_with_the_best_of_retrieval(data, tiny_towers, tmp_path):
@@ -42,6 +43,25 @@ def test_a_list_is_the_request_with_the_best_of_retrieval(data, tiny_towers, tmp
     assert lists.score_std == pytest.approx(scores.std(), rel=1e-5)
     (held,) = lists.read(data, HELD_OUT, 10)
     assert held["label_place"].numpy().tolist() == [-1]
+
+
+def test_with_outcomes_each_candidate_has_a_label_for_each_task(data, tiny_towers, tmp_path):
+    corpus = read_corpus(data)
+    queries = read_interactions(data, data.validation, corpus)
+    scorer = two_tower_scorer(tiny_towers(), data, corpus, queries.history, data.validation)
+    # The last query buys its label and its second candidate; the second has no outcome at all.
+    query, item, task = np.array([0, 3, 3, 3]), np.array([0, 4, 0, 0]), np.array([1, 0, 0, 1])
+    outcomes = Outcomes(("buy", "cart"), query, item.astype(np.int32), task)
+    requests = Requests(queries, np.array([False, False, False, True]), outcomes)
+    lists = write_lists(data, scorer, requests, 3, tmp_path / "lists")
+    assert lists.with_label == {TRAIN: 1, HELD_OUT: 1}
+    assert {part: n.tolist() for part, n in lists.positives.items()} == {
+        TRAIN: [0, 1],
+        HELD_OUT: [2, 1],
+    }
+    (held,) = lists.read(data, HELD_OUT, 10)
+    assert held["candidates"].numpy().tolist() == [[4, 0, 1]]
+    assert held["task_labels"].numpy().tolist() == [[[1, 0], [1, 1], [0, 0]]]
 
 
 def test_what_was_seen_is_no_candidate_where_it_is_excluded(tiny_data, tiny_towers, tmp_path):
@@ -108,4 +128,4 @@ def test_a_corrupt_shard_is_named(data, tiny_towers, tmp_path):
     with tf.io.gfile.GFile(file, "wb") as stream:
         stream.write(whole[:-3])
     with pytest.raises(ArtifactError, match=r"part-00000\.tfrecord is corrupt"):
-        write_lists(data, scorer, queries, np.zeros(4, bool), 3, tmp_path / "lists")
+        write_lists(data, scorer, Requests(queries, np.zeros(4, bool)), 3, tmp_path / "lists")

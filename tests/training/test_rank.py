@@ -2,9 +2,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.artifacts import ArtifactError, Statistics, TrainedModel, TrainedRanker, VocabularyFile
+from recsys.artifacts import (
+    ArtifactError,
+    EvaluationReport,
+    Statistics,
+    TrainedModel,
+    TrainedRanker,
+    VocabularyFile,
+)
 from recsys.config import RunConfig
 from recsys.dataset import raw_batches
+from recsys.ranking_config import Multitask
+from training.evaluate import evaluate
 from training.lists import HELD_OUT, TRAIN
 from training.rank import rank
 
@@ -27,7 +36,10 @@ def data(tiny_data):
         (f"u{n}", ITEMS[(n + 1 + n % 2) % 6], ITEMS[max(n % 6 - 1, 0)] + ITEMS[n % 6])
         for n in range(60)
     ]
-    data = tiny_data([("t", "b", "a"), ("t", "c", "ab")], validation, [("n", "a", "a")])
+    followed = [[(label, "buy" if n % 3 else "cart")] for n, (_, label, _) in enumerate(validation)]
+    outcomes = {"validation": followed, "test": [[("b", "cart"), ("c", "buy")]]}
+    train, test = [("t", "b", "a"), ("t", "c", "ab")], [("n", "a", "a")]
+    data = tiny_data(train, validation, test, outcomes=outcomes)
     vocabularies = {}
     for name, values in (("item_id", list(ITEMS)), ("country", ["AT"])):
         (data.directory / f"{name}.txt").write_text("".join(f"{v}\n" for v in values))
@@ -97,3 +109,47 @@ def test_retrieval_that_finds_no_label_is_refused_and_leaves_nothing(
     with pytest.raises(ArtifactError, match=r"finds none of the \d+ labels.*ranking\.candidates"):
         rank(settings, data, model, tmp_path / "ranking")
     assert [p.name for p in tmp_path.iterdir() if "ranking" in p.name] == []
+
+
+def with_tasks(settings, **tasks):
+    multitask = Multitask(kind="shared_bottom", tower=())
+    update = {"tasks": tasks, "multitask": multitask, "epochs": 1, "loss": "listwise"}
+    return settings.model_copy(update={"ranking": settings.ranking.model_copy(update=update)})
+
+
+def test_several_tasks_are_calibrated_and_told_one_by_one(settings, data, model, tmp_path):
+    ranker = rank(with_tasks(settings, buy=1.0, cart=0.5), data, model, tmp_path / "ranking")
+    assert list(TrainedRanker.load(tmp_path / "ranking").tasks) == ["buy", "cart"]
+    assert ranker.tasks["buy"] == pytest.approx(ranker.held_out["ranker"])
+    told = ranker.tasks.values()
+    assert sum(task["positives"] for task in told) == ranker.with_label[HELD_OUT]
+    assert all({"auc", "user_auc", "log_loss", "calibration_error"} < set(task) for task in told)
+    signature = tf.saved_model.load(str(tmp_path / "ranking" / ranker.ranker)).signatures["rank"]
+    answer = signature(
+        **next(iter(raw_batches(data, data.test, 1))),
+        candidates=tf.constant([[1, 0, -1]]),
+        retrieval_scores=tf.constant([[1.0, 0.5, -np.inf]]),
+    )
+    assert answer["log_odds"].shape == (1, 3, 2)
+    scores = answer["scores"].numpy()
+    np.testing.assert_allclose(scores[0, :2], answer["log_odds"][0, :2, 0], rtol=1e-5)
+    assert np.isneginf(scores[0, 2])
+    # The test window is judged by task too.
+    evaluation = settings.evaluation.model_copy(update={"baselines": ()})
+    judged = settings.model_copy(update={"evaluation": evaluation})
+    evaluate(judged, data, model, None, tmp_path / "evaluation", ranker)
+    report = EvaluationReport.load(tmp_path / "evaluation")
+    assert {task: own["positives"] for task, own in report.tasks.items()} == {"buy": 1, "cart": 1}
+    assert report.tasks["cart"]["candidates"] == report.impressions["model"]["candidates"] == 3
+
+
+def test_a_task_that_never_happens_is_named(settings, data, model, tmp_path):
+    tasks = with_tasks(settings, buy=1.0, fav=1.0)
+    with pytest.raises(ArtifactError, match=r"none of the events 'fav' after \d+ .*ranking\.tasks"):
+        rank(tasks, data, model, tmp_path / "ranking")
+
+
+def test_data_without_outcomes_are_refused(settings, data, model, tmp_path):
+    older = data.model_copy(update={"outcomes": False})
+    with pytest.raises(ArtifactError, match=r"prepared without ranking\.tasks.*recsys prepare"):
+        rank(with_tasks(settings, buy=1.0), older, model, tmp_path / "ranking")

@@ -10,7 +10,14 @@ from recsys.dataset import read_corpus, read_interactions
 from recsys.ranks import candidate_lists, rank_queries
 from training.embeddings import two_tower_scorer
 from training.evaluate import evaluate_savedmodel
-from training.two_stage import TwoStages, exported_rank, impressions, rank_lists
+from training.outcomes import Outcomes
+from training.two_stage import (
+    TwoStages,
+    exported_rank,
+    impressions,
+    rank_lists,
+    task_quality,
+)
 
 TRAIN = [("u", "b", "a"), ("v", "c", "ab")]
 # Retrieval: the letter after the last one is first, then all by price.
@@ -27,7 +34,7 @@ def stage(tiny_data, tiny_towers):
 
 
 def last_in_the_alphabet(raw, items, scores):
-    return np.where(items < 0, -np.inf, items).astype(np.float32)
+    return {"scores": np.where(items < 0, -np.inf, items).astype(np.float32)}
 
 
 def lists_of(stage, rank=last_in_the_alphabet, k=3):
@@ -52,7 +59,7 @@ def test_candidates_come_first_in_the_order_of_the_ranker(stage):
 
 def test_equal_scores_leave_the_order_of_retrieval(stage):
     _, queries, scorer = stage
-    lists = lists_of(stage, lambda raw, items, scores: np.zeros_like(scores))
+    lists = lists_of(stage, lambda raw, items, scores: {"scores": np.zeros_like(scores)})
     both = rank_queries("both", TwoStages(scorer, lists), queries, 6, 6, seed=1)
     alone = rank_queries("alone", scorer, queries, 6, 6, seed=1)
     assert both.recommended.tolist() == alone.recommended.tolist()
@@ -64,7 +71,7 @@ def test_the_ranker_gets_each_request_with_its_candidates(stage):
 
     def rank(raw, items, scores):
         asked.extend(zip(raw["history"].numpy()[:, 0].tolist(), items.tolist(), strict=True))
-        return scores
+        return {"scores": scores}
 
     lists_of(stage, rank)
     assert asked == [(b"a", [1, 0, 2]), (b"a", [2, 0, 1]), (b"c", [3, 0, 1]), (b"d", [4, 0, 1])]
@@ -87,9 +94,26 @@ def test_all_labels_of_a_query_are_relevant(stage):
     assert impressions(lists_of(stage), queries)["model"]["positives"] == 3
 
 
+def test_each_task_is_judged_by_its_own_log_odds(stage):
+    def rank(raw, items, scores):
+        odds = np.stack([-items, items, items], axis=-1).astype(np.float32)
+        return {"scores": odds[..., 0], "log_odds": odds}
+
+    # Query 0 has candidates 1 0 2, query 3 has 4 0 1.
+    item = np.array([0, 2, 4], np.int32)
+    outcomes = Outcomes(("buy", "cart", "fav"), np.array([0, 0, 3]), item, np.array([0, 1, 1]))
+    found = task_quality(lists_of(stage, rank), stage[1], outcomes)
+    assert list(found) == ["buy", "cart", "fav"]
+    assert found["buy"]["request_auc"] == found["cart"]["request_auc"] == 1.0
+    assert [found[task]["positives"] for task in found] == [1, 2, 0]
+    # Of what never came there is no AUC.
+    assert "auc" not in found["fav"]
+    assert found["fav"]["log_loss"] > 0
+
+
 def test_scores_that_are_no_number_are_refused(stage):
     with pytest.raises(ArtifactError, match=r"diverged.*ranking\.learning_rate"):
-        lists_of(stage, lambda raw, items, scores: scores * np.nan)
+        lists_of(stage, lambda raw, items, scores: {"scores": scores * np.nan})
 
 
 class Exported(tf.Module):
@@ -128,5 +152,5 @@ def test_a_champion_of_two_stages_is_judged_by_both(stage, tiny_config, tiny_tow
     assert EvaluationReport.load(tmp_path / "evaluation").impressions == {}
     rank, _ = exported_rank(folder, read_corpus(data))
     raw = {"history": tf.constant([["a"]]), "country": tf.constant(["AT"])}
-    found = rank(raw, np.array([[5, 0, -1]]), None)
+    found = rank(raw, np.array([[5, 0, -1]]), None)["scores"]
     assert found.tolist() == [[5, 0, -np.inf]]

@@ -30,7 +30,8 @@ def build_examples(
 
     Columns: `user`, `position`, `at`, `order`, `window`, `item` (the label), `weight`, `warm` (the
     user has training events), `f_<feature>` of query and context features, `exclusions` if the
-    seen is excluded, and what the leakage check needs: `newest` and `stage`.
+    seen is excluded, `outcomes` where tasks need them (see `add_outcomes`), and what the leakage
+    check needs: `newest` and `stage`.
 
     Args:
         sequences: persisted, see `collect_sequences`.
@@ -39,11 +40,12 @@ def build_examples(
         windows: train, validation, test.
     """
     schema, exclude = config.schema_, config.data.exclude_seen
+    own = (*_OWN, "outcomes") if config.needs_outcomes else _OWN
 
     def record(event: Column) -> Column:
         view = F.get(F.col("views"), event["level"] - 1)
         known = _Known(event, view, event["earlier"])
-        values = [event[name].alias(name) for name in _OWN]
+        values = [event[name].alias(name) for name in own]
         values += [known.feature(f, schema, homes).alias(f"f_{f.name}") for f in schema.query]
         if exclude:
             values.append(_exclusions(event["before"]).alias("exclusions"))

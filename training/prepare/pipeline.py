@@ -24,6 +24,7 @@ from training.prepare.held_out import (
     count_queries,
     report_held_out,
 )
+from training.prepare.outcomes import add_outcomes, check_outcomes
 from training.prepare.sequences import add_labels, collect_sequences, flat_events, order_events
 from training.prepare.sources import Tables, attach_features, read_tables
 from training.prepare.split import (
@@ -80,6 +81,8 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
         lines = read_vocabularies(spark, directory)
         learned = training.unionByName(recent)
         check_no_leak(events, examples, learned, lines, data.split, points)
+        if config.needs_outcomes:
+            check_outcomes(examples)
         return PreparedData(
             directory=directory,
             features=schema,
@@ -98,6 +101,7 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
             cleaning=report,
             sources=tables.versions_with(report),
             exclude_seen=data.exclude_seen,
+            outcomes=config.needs_outcomes,
         )
 
 
@@ -122,6 +126,8 @@ def build_sequences(
     ordered = order_events(attach_features(cleaned.events, tables, config.schema_), data)
     windowed = assign_windows(ordered, data, points)
     levels = add_levels(mark_rare(windowed, data))
+    if config.needs_outcomes:
+        levels = add_outcomes(levels)
     return collect_sequences(add_labels(levels, data), data)
 
 

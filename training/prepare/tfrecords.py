@@ -14,6 +14,7 @@ from recsys.artifacts import Corpus, Examples, Queries, Sequences
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema, missing_value
 from training.prepare.errors import PrepareError
+from training.prepare.outcomes import listed_outcomes
 from training.prepare.values import spark_type, to_datetime
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def write_examples(
         _moment(F.struct("at", "order"), config).alias("time"),
         F.col("item").alias("label"),
         "weight",
+        *(listed_outcomes() if config.needs_outcomes else ()),
         *_asked_with(config),
     ]
     own = examples.filter(F.col("window") == count.window)
