@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recsys.atomic import write_atomically
+from recsys.model_config import TwoTowerConfig
 from recsys.schema import Schema
 
 MANIFEST = "manifest.json"
@@ -175,6 +176,11 @@ class TrainedModel(Manifest):
     versions: dict[str, str]
     before_refit: str | None = Field(
         None, description="towers that have not learned the validation labels, where others have"
+    )
+    model: TwoTowerConfig | None = Field(None, description="settings of the towers")
+    started_from: str | None = Field(None, description="the model whose weights it began with")
+    learned_until: datetime | None = Field(
+        None, description="time of the last label learned, but for the refit"
     )
 
 
