@@ -5,7 +5,7 @@
 Windows of `online_retail`, four weeks apart: half a year trains, two weeks choose the epoch, four
 weeks test. Each is trained from scratch, and all but the first with the weights of the window
 before, which were trained so themselves: a chain, as a nightly job makes it. The epochs of a warm
-start and the beginning of new rows were chosen on the validation part of the second window. Each
+start were chosen on the validation labels of the second window, as was how new rows begin. Each
 fit is a process of its own, without `train.refit`, and with one seed; its processor seconds are
 told too, because a busy machine stretches the others. What is finished is read again, not repeated.
 """
@@ -41,11 +41,11 @@ class Window:
 
     Attributes:
         cut: first day of the test window.
-        folder: receives a run folder for each way to train.
+        runs: receives a run folder for each way to train; all are in one MLflow database.
     """
 
     cut: date
-    folder: Path
+    runs: Path
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class Window:
 
     def scratch(self) -> Run:
         """Prepare, and train from scratch."""
-        folder = self.folder / "scratch"
+        folder = self._folder("scratch")
         settings = [word for change in self.overrides for word in ("--set", change)]
         prepare = ["prepare", "--config", CONFIG, "--run-dir", folder, *settings]
         do(prepare, folder / "data")
@@ -78,13 +78,16 @@ class Window:
 
     def warm(self, before: Run) -> Run:
         """Train on the same data, beginning with the weights of an earlier run."""
-        folder = self.folder / "warm"
+        folder = self._folder("warm")
         begin = f"train.warm_start={before.folder}"
         # Refuses figures of other settings.
         RunFolder(folder).freeze(load_config(ROOT / CONFIG, [*self.overrides, *WARM, begin]))
         if not (folder / "data").exists():
-            (folder / "data").symlink_to(self.folder / "scratch" / "data")
+            (folder / "data").symlink_to(self._folder("scratch") / "data")
         return _fitted(folder)
+
+    def _folder(self, name: str) -> Path:
+        return self.runs / f"{self.cut}-{name}"
 
 
 def _fitted(folder: Path) -> Run:
@@ -142,7 +145,7 @@ def main() -> None:
     records: list[Record] = []
     before: Run | None = None
     for cut in CUTS[: arguments.windows]:
-        window = Window(cut, arguments.runs.resolve() / str(cut))
+        window = Window(cut, arguments.runs.resolve())
         scratch = window.scratch()
         if before is None:
             before = scratch

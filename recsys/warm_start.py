@@ -166,7 +166,13 @@ class WarmStart:
             return None
         model = ModelVersion(name, version)
         logged = f"{_FOLDER}/{describe(model)['digest']}/{part}".rstrip("/")
-        fetched = download_logged(model, logged, temporary)
+        try:
+            fetched = download_logged(model, logged, temporary)
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{_KEY}={CHAMPION}: nothing to begin with was logged when {model.uri} was "
+                f"registered, so train once without. {error}"
+            ) from error
         return _Found(model.uri, TrainedModel.load(fetched.parent if part else fetched))
 
 

@@ -53,6 +53,9 @@ def take_over(model: TwoTower, encoder: FeatureEncoder, towers: Path) -> Taken:
     as the model has initialised them. Statistics of the data, such as the features of the items
     that histories list, stay those of the model.
 
+    Rows of zeros, or the mean of the known ones, were no better than new ones on validation labels
+    of `online_retail`, of which 3% were new items.
+
     Args:
         model: of the new data.
         encoder: of the new data.
