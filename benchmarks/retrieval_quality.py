@@ -127,6 +127,7 @@ class Run:
     model: TrainedModel
     seconds: float
     gib: float
+    processor_seconds: float = 0.0
 
     @property
     def validation(self) -> float:
@@ -180,7 +181,11 @@ def do(arguments: Sequence[str | Path], directory: Path) -> dict[str, float]:
         if status:
             code = os.waitstatus_to_exitcode(status)
             raise SystemExit(f"recsys {arguments[0]} ended with {code}")
-        spent = {"seconds": time.monotonic() - begun, "gib": usage.ru_maxrss / 2**20}
+        spent = {
+            "seconds": time.monotonic() - begun,
+            "gib": usage.ru_maxrss / 2**20,
+            "processor_seconds": usage.ru_utime + usage.ru_stime,
+        }
         kept.write_text(json.dumps(spent))
     usage_of_step: dict[str, float] = json.loads(kept.read_text())
     return usage_of_step

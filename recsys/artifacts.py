@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recsys.atomic import write_atomically
+from recsys.model_config import TwoTowerConfig
 from recsys.schema import Schema
 
 MANIFEST = "manifest.json"
@@ -178,6 +179,11 @@ class TrainedModel(Manifest):
     versions: dict[str, str]
     before_refit: str | None = Field(
         None, description="towers that have not learned the validation labels, where others have"
+    )
+    model: TwoTowerConfig | None = Field(None, description="settings of the towers")
+    started_from: str | None = Field(None, description="the model whose weights it began with")
+    learned_until: datetime | None = Field(
+        None, description="time of the last label learned, but for the refit"
     )
 
 
@@ -370,27 +376,3 @@ class Scoring(Manifest):
     k: int
     name: str
     model_version: str
-
-
-class TrialReport(_Frozen):
-    """One trial of a study; its value is that of its best epoch on the validation split."""
-
-    number: int
-    state: Literal["complete", "pruned", "failed"]
-    value: float | None
-    epochs: int
-    overrides: list[str] = Field(description="a.b=c; empty for the config as it is")
-
-
-class TuningReport(Manifest):
-    """Made by `tune`: the settings of the best trial, and all trials."""
-
-    step: ClassVar[str] = "tune"
-
-    study: str
-    monitor: str
-    best_trial: int
-    best_value: float
-    best_overrides: list[str] = Field(description="a.b=c, as `--set` takes them")
-    best_model: str = Field(description="folder of the best trial's model, which is not refitted")
-    trials: list[TrialReport] = Field(description="by falling value")

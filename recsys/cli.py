@@ -42,6 +42,13 @@ RunDirOption = Annotated[Path, typer.Option("--run-dir", help="folder of a start
 NewRunDirOption = Annotated[
     Path | None, typer.Option("--run-dir", help="folder of the run; runs/<name> when not given")
 ]
+WarmStartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--warm-start",
+        help="begin with the weights of the `champion`, or of the model in this folder of a run",
+    ),
+]
 NO_OVERRIDES: list[str] = []
 
 
@@ -50,9 +57,11 @@ def run(
     config: ConfigOption,
     overrides: SetOption = NO_OVERRIDES,
     run_dir: NewRunDirOption = None,
+    warm_start: WarmStartOption = None,
 ) -> None:
     """Do all steps, skip those that are finished, and show what came out."""
-    started = start_run(config, overrides, run_dir)
+    begun_with = [] if warm_start is None else [f"train.warm_start={warm_start}"]
+    started = start_run(config, [*overrides, *begun_with], run_dir)
     for step in started.steps:
         started.do(step)
     started.finish()
@@ -70,9 +79,12 @@ def prepare(
 
 
 @app.command()
-def fit(run_dir: RunDirOption) -> None:
+def fit(run_dir: RunDirOption, warm_start: WarmStartOption = None) -> None:
     """Train the towers; a training that was killed goes on where it stopped."""
-    _finish_step(_continue(run_dir), "fit")
+    started = _continue(run_dir)
+    if warm_start is not None:
+        started.start_with(warm_start)
+    _finish_step(started, "fit")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from recsys.data_config import Data
-from recsys.model_config import Train, TwoTowerConfig
+from recsys.model_config import CHAMPION, Train, TwoTowerConfig
 from recsys.monitoring_config import Monitoring
 from recsys.ranking_config import Ranking
 from recsys.schema import Feature, Schema
@@ -201,7 +201,7 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `a.b=c` overrides, validate.
 
-    Paths of sources and encoders are made absolute: relative to the file in the file, to the
+    Paths of sources, encoders and runs are made absolute: relative to the file in the file, to the
     working directory in overrides.
 
     Raises:
@@ -240,13 +240,15 @@ def _absolute(tree: Any, base: Path) -> dict[str, Any]:
 
 def _path_keys(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the sections that may hold a path, and its key."""
-    data, features = tree.get("data"), tree.get("features")
+    data, features, train = tree.get("data"), tree.get("features"), tree.get("train")
     for source in data.values() if isinstance(data, dict) else ():
         if isinstance(source, dict):
             yield source, "path"
     for feature in features if isinstance(features, list) else ():
         if isinstance(feature, dict):
             yield feature, "encoder"
+    if isinstance(train, dict) and train.get("warm_start") != CHAMPION:
+        yield train, "warm_start"
 
 
 def is_uri(path: str) -> bool:

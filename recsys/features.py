@@ -59,6 +59,10 @@ class FeatureEncoder(tf.Module):
         values: list[str] = self._lookups[name].get_vocabulary()
         return values
 
+    def reserved_rows(self, name: str) -> int:
+        """Number of rows of a feature's table that stand for no value: missing and unknown ones."""
+        return 1 + int(self._lookups[name].num_oov_indices)
+
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Encode the features that are present in `raw`; other keys pass through."""
         known = {feature.name: feature for feature in self._schema.features}

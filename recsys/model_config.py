@@ -8,6 +8,17 @@ from pydantic import Field, model_validator
 
 from recsys.section import Section
 
+#: Instead of a folder: the version of the registry that has this alias.
+CHAMPION = "champion"
+#: Keys of `model` with other values of which weights have another shape, or mean something else.
+FIXED_BY_WARM_START = (
+    "embedding_dim",
+    "history.kind",
+    "history.num_heads",
+    "share_item_embeddings",
+    "loss.normalize",
+)
+
 
 class Loss(Section):
     """Softmax: over which candidates, at which temperature."""
@@ -112,6 +123,9 @@ class Train(Section):
     )
     refit: bool = Field(
         False, description="in the end train anew, for as many epochs, on validation labels too"
+    )
+    warm_start: str | None = Field(
+        None, description="`champion`, or the folder of a run: begin with the weights of its model"
     )
 
     @model_validator(mode="after")

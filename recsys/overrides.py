@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from recsys.config import ConfigError, RunConfig, explain
+from recsys.model_config import FIXED_BY_WARM_START
 
 #: Sections whose keys can be tuned: the others decide the data, or come after the training.
 TUNABLE = ("model", "train")
@@ -76,6 +77,13 @@ def check_tunable(config: RunConfig) -> None:
 def _check_key(config: RunConfig, key: str) -> None:
     if key == "train.monitor":
         raise ConfigError("tune.space.train.monitor: it is what the trials are compared by")
+    if key == "train.warm_start":
+        raise ConfigError("tune.space.train.warm_start: all trials begin with the same weights")
+    if config.train.warm_start and key.removeprefix("model.") in FIXED_BY_WARM_START:
+        raise ConfigError(
+            f"tune.space.{key}: the weights of train.warm_start={config.train.warm_start} fit one "
+            "value alone; leave one of the two out"
+        )
     section, _, rest = key.partition(".")
     if section in TUNABLE and rest:
         return

@@ -45,6 +45,7 @@ from recsys.summary import (
     trials_table,
     tuning_lines,
 )
+from recsys.warm_start import WarmStart, begun_with, keep_for_next
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -83,6 +84,7 @@ class Run:
         from training.tracking import check_reachable, tracking_uri
 
         check_reachable(tracking_uri(self.config.cluster, self.folder.path))
+        WarmStart(self.config, self.folder).check()
 
     @property
     def steps(self) -> list[str]:
@@ -133,6 +135,18 @@ class Run:
         data = with_corpus_of(self.load("prepare", PreparedData), theirs)
         self.do("export", again=True, data=data)
 
+    def start_with(self, warm_start: str) -> None:
+        """Let the fit that comes begin with the weights of another model.
+
+        Raises:
+            ArtifactError, ConfigError: see `WarmStart.change`.
+        """
+        from training.fit import saved
+
+        directory = self.directory("fit")
+        begun = bool(saved(directory)) and not TrainedModel.exists(directory)
+        self.config = WarmStart(self.config, self.folder).change(warm_start, begun)
+
     def tune(self, trials: int | None = None) -> str:
         """Prepare if needed, search for better settings, tell the best; change no other step.
 
@@ -144,6 +158,7 @@ class Run:
             ConfigError: `tune.space` is empty or does not fit the config.
         """
         try:
+            from training.study import STUDY
             from training.tune import tune
         except ModuleNotFoundError as error:
             if error.name != "optuna":
@@ -153,9 +168,12 @@ class Run:
             ) from error
         check_tunable(self.config)
         self.do("prepare")
-        data = self.load("prepare", PreparedData)
+        data, directory = self.load("prepare", PreparedData), self.folder.step(TUNING)
+        begun = (directory / STUDY).exists()
+        start = WarmStart(self.config, self.folder).copy(data, directory, begun)
         with self.tracked():
-            report = tune(self.config, data, self.folder.step(TUNING), self.tracker, trials)
+            config = begun_with(self.config, start)
+            report = tune(config, data, directory, self.tracker, trials)
         return "\n\n".join([trials_table(report), tuning_lines(report, self.folder.path)])
 
     def finish(self) -> None:
@@ -280,14 +298,16 @@ class Run:
         # Executors have another working directory.
         directory = directory.resolve()
         data = PreparedData.load(self.directory("prepare").resolve())
+        warm_start = WarmStart(self.config, self.folder)
+        start = warm_start.copy(data, directory, begun=bool(saved(directory)))
         self.tracker.log_config(self.config)
-        self.tracker.set_tags(origin(data, Path.cwd()))
+        self.tracker.set_tags(origin(data, Path.cwd(), start))
         if self.config.cluster.kind == "spark":
             self.tracker.log_application(self.spark.sparkContext.applicationId)
         model = launch(
             fit,
             self.config.cluster,
-            self.config,
+            begun_with(self.config, start),
             data,
             directory,
             self.tracker.run_id,
@@ -341,6 +361,7 @@ class Run:
         for name in (MANIFEST, "index.txt", "index.png"):
             if (exported.directory / name).is_file():
                 self.tracker.log_artifact(exported.directory / name, "export")
+        keep_for_next(self.tracker, self.load("fit", TrainedModel), exported)
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:

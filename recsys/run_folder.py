@@ -44,6 +44,11 @@ class RunFolder:
         write_atomically(file, config.model_dump_json(indent=2))
         return config
 
+    def amend(self, config: RunConfig) -> RunConfig:
+        """Give the run another config, for a step that is done again."""
+        write_atomically(self.path / _CONFIG, config.model_dump_json(indent=2))
+        return config
+
     def token(self) -> str:
         """Name of this run that no other has, also not a later one in a folder of the same name."""
         file = self.path / _TOKEN

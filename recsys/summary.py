@@ -15,9 +15,9 @@ from recsys.artifacts import (
     Promotion,
     RegisteredModel,
     Scoring,
-    TuningReport,
 )
 from recsys.drift_report import DriftReport, Finding
+from recsys.tuning_report import TuningReport
 
 _SHOWN = ("recall", "ndcg", "mrr", "coverage", "novelty")
 _HISTORY = 5

@@ -43,6 +43,7 @@ class Lineage:
             f"model      {self.model.uri}",
             f"run        {self.run_id} in {self.tags.get('recsys.run_dir', 'an unknown folder')}",
             f"code       {', '.join(code)}",
+            f"weights    {self.tags.get('recsys.started_from', 'unknown')}",
             f"schema     {self.data.fingerprint}",
         ]
         for name in ("train", "validation", "test"):

@@ -120,6 +120,23 @@ def download(model: ModelVersion, directory: Path, part: str = "") -> Path:
     return directory
 
 
+def download_logged(model: ModelVersion, part: str, directory: Path) -> Path:
+    """Copy a file or folder that the run of a version has logged to `directory`.
+
+    Raises:
+        ArtifactError: the version has no run, or the run has no such artifact.
+    """
+    run_id = describe(model)["run_id"]
+    try:
+        uri = f"runs:/{run_id}/{part}"
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(directory)))
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(
+            f"{model.uri}: its run {run_id or 'is unknown, which'} holds no {part} that can be "
+            f"read: {error}"
+        ) from error
+
+
 def register(
     config: RunConfig, exported: ExportedModel, report: EvaluationReport, run_id: str,
     directory: Path,

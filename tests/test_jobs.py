@@ -4,6 +4,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import typer
 import yaml
 
@@ -74,13 +75,21 @@ def test_the_wheel_is_the_one_that_the_bundle_builds():
         assert wheels == {ROOT / "dist"}
 
 
-def test_the_overrides_of_the_job_fit_the_config():
-    _, found = jobs()
+@pytest.mark.parametrize("warm_start", [None, "champion"])
+def test_the_overrides_of_the_job_fit_the_config(warm_start):
+    bundle, found = jobs()
     for job in found:
         for entry in job.values():
+            named = {p["name"]: p["default"] for p in entry["parameters"]}
+            given = bundle["variables"] | {"warm_start": {"default": warm_start or "null"}}
             arguments = entry["tasks"][0]["python_wheel_task"]["parameters"]
             changes = [b for a, b in pairwise(arguments) if a == "--set"]
-            plain = [re.sub(r"\$\{var\.\w+\}", "/Shared/x", change) for change in changes]
-            config = load_config(_config_file("eshop_clothing"), plain)
+            for pattern, known in (
+                (r"\{\{job\.parameters\.(\w+)\}\}", named),
+                (r"\$\{var\.(\w+)\}", {name: v["default"] for name, v in given.items()}),
+            ):
+                changes = [re.sub(pattern, lambda m, k=known: k[m[1]], c) for c in changes]
+            config = load_config(_config_file("eshop_clothing"), changes)
             assert config.cluster.master is None
             assert config.cluster.experiment.startswith("/")
+            assert config.train.warm_start == warm_start

@@ -26,8 +26,10 @@ from recsys.features import FeatureEncoder
 from recsys.metrics import per_query
 from recsys.model_config import Train, TwoTowerConfig
 from recsys.models.retrieval import TwoTower
+from recsys.models.transfer import take_over
 from recsys.ranks import DotProduct, rank_queries
 from recsys.sequences import WHOLE, Order, Share, training_batches
+from recsys.starting_model import StartingModel
 from training.callbacks import (
     Checkpoints,
     EpochLog,
@@ -62,11 +64,13 @@ def fit(
     it alike. However many replicas share a global batch, the loss of each step is the same.
 
     Args:
-        config: the run.
+        config: the run. `train.warm_start` is the folder of a `StartingModel`: its weights are
+            what the training begins with, and a refit too. The optimizer begins anew, as its
+            moments are of other gradients.
         data: what `prepare` made; its schema must be that of the config.
         directory: receives `checkpoints/`, `towers/` and the manifest; shared by all workers, of
-            which the chief alone writes. With a `ranking` section and `train.refit`, also
-            `towers_before_refit/`, by whose scores the second stage is trained.
+            which the chief alone writes. With `train.refit` also `towers_before_refit/`, by whose
+            scores a second stage is trained, and with which a later training may begin.
         mlflow_run_id: noted in the manifest.
         log_curves: called by the chief alone after each epoch, once its checkpoint exists, and
             after a restart: with the metrics of all epochs so far, so it must log none twice.
@@ -97,6 +101,7 @@ def _fit(
         directory / "checkpoints", train.monitor, train.patience, train.checkpoint_steps
     )
     state = checkpoints.restore(model)
+    inputs.begin(model, state)
     log = EpochLog(checkpoints, log_curves)
     log.catch_up()
     if not state.stopped and state.epoch < train.epochs:
@@ -107,11 +112,11 @@ def _fit(
     best = state.best(train.monitor)
     logger.info("best epoch %d: %s %.4f", state.best_epoch, train.monitor, best)
     if train.refit:
-        if config.ranking is not None:
-            # The second stage must not learn from scores of labels that were learned by heart.
-            _save_towers(inputs.in_float32(model), directory / _BEFORE_REFIT)
+        # A second stage must not learn from scores of labels that were learned by heart, nor
+        # may a later training be validated with them.
+        _save_towers(inputs.in_float32(model), directory / _BEFORE_REFIT)
         model = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
-    manifest = _manifest(config, state, directory, mlflow_run_id)
+    manifest = _manifest(inputs, state, directory, mlflow_run_id)
     _save_towers(inputs.in_float32(model), directory / "towers")
     if is_chief():
         manifest.save()
@@ -139,6 +144,8 @@ class _Inputs:
         self.corpus = read_corpus(data)
         self._rows = self.corpus.rows()
         self._validation = read_interactions(data, data.validation, self.corpus)
+        start = config.train.warm_start
+        self.start = StartingModel.load(Path(start)) if start else None
 
     def steps_per_epoch(self, splits: Sequence[Sequences]) -> int:
         """Batches of one pass over these training sequences."""
@@ -207,6 +214,13 @@ class _Inputs:
         model.embed_corpus()
         return model
 
+    def begin(self, model: TwoTower, state: FitState) -> None:
+        """Give a model that no checkpoint was loaded into the weights that it begins with."""
+        if self.start is not None and not (state.epoch or state.step):
+            taken = take_over(model, self.encoder, self.start.directory / self.start.towers)
+            if is_chief():
+                logger.info("weights of %s: %s", self.start.source, taken)
+
     def validate(self, model: TwoTower) -> dict[str, float]:
         """Metrics of the validation examples over the whole corpus, exactly."""
         raw = raw_batches(self.data, self.data.validation, _VALIDATION_BATCH)
@@ -239,6 +253,7 @@ def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
     model = inputs.build_model(splits)
     checkpoints = Checkpoints(directory, every_steps=inputs.config.train.checkpoint_steps)
     state = checkpoints.restore(model)
+    inputs.begin(model, state)
     logger.info("refit on training and validation labels: %d epochs", epochs)
     if state.epoch < epochs:
         with named_corruption(inputs.data, *splits):
@@ -331,8 +346,10 @@ def _save_towers(model: TwoTower, directory: Path) -> None:
 
 
 def _manifest(
-    config: RunConfig, state: FitState, directory: Path, mlflow_run_id: str | None
+    inputs: _Inputs, state: FitState, directory: Path, mlflow_run_id: str | None
 ) -> TrainedModel:
+    config, start = inputs.config, inputs.start
+    learned = [inputs.data.train.last_at, start.model.learned_until if start else None]
     packages = ("clickstream-recommender", "tensorflow", "tf-keras", "tensorflow-recommenders")
     return TrainedModel(
         directory=directory,
@@ -344,5 +361,8 @@ def _manifest(
         curves=state.curves,
         mlflow_run_id=mlflow_run_id,
         versions={name: version(name) for name in packages},
-        before_refit=_BEFORE_REFIT if config.train.refit and config.ranking else None,
+        before_refit=_BEFORE_REFIT if config.train.refit else None,
+        model=config.model,
+        started_from=start.source if start else None,
+        learned_until=max((moment for moment in learned if moment is not None), default=None),
     )

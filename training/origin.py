@@ -9,6 +9,7 @@ from pathlib import Path
 
 import recsys
 from recsys.artifacts import PreparedData
+from recsys.starting_model import StartingModel
 
 _PACKAGES = (
     "tensorflow", "tf-keras", "tensorflow-recommenders", "scann", "pyspark", "mlflow", "numpy",
@@ -17,17 +18,19 @@ _PACKAGES = (
 _COMMIT = "mlflow.source.git.commit"
 
 
-def origin(data: PreparedData, folder: Path) -> dict[str, str]:
+def origin(data: PreparedData, folder: Path, start: StartingModel | None = None) -> dict[str, str]:
     """Tags that say what made a run.
 
     Args:
         data: what it learns from.
         folder: where to look for a Git checkout, if this package is not in one: a shop's own
             configs have a history too.
+        start: the model whose weights it begins with, if any.
     """
     tags = {
         "recsys.version": recsys.__version__,
         "recsys.schema_fingerprint": data.fingerprint,
+        "recsys.started_from": start.source if start else "from scratch",
         "recsys.versions.python": platform.python_version(),
     }
     for package in _PACKAGES:

@@ -25,7 +25,7 @@ from recsys.search_space import Distribution, Tune
 
 logger = logging.getLogger(__name__)
 
-_FILE = "study.db"
+STUDY = "study.db"
 _NUMBER, _SPACE = "number", "space"
 _ATTEMPTS = 3
 _DIGITS = 4
@@ -76,7 +76,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory):
-            found = _load_or_create(directory / _FILE)
+            found = _load_or_create(directory / STUDY)
             _check_same_space(found, tune, directory)
             study = cls(found, tune, default, seed)
             study._retire()
@@ -183,7 +183,7 @@ def _check_same_space(study: optuna.Study, tune: Tune, directory: Path) -> None:
     elif before != space:
         changed = [k for k in before | space if before.get(k) != space.get(k)]
         raise TuningError(
-            f"{directory / _FILE} searched another space: {', '.join(sorted(changed))} "
+            f"{directory / STUDY} searched another space: {', '.join(sorted(changed))} "
             f"changed in tune.space. Put it back, or remove {directory} to begin anew"
         )
 

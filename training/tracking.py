@@ -211,6 +211,10 @@ class Tracker:
         """Upload one file."""
         self._client.log_artifact(self.run_id, str(file), folder or None)
 
+    def log_folder(self, folder: Path, to: str) -> None:
+        """Upload what a folder holds."""
+        self._client.log_artifacts(self.run_id, str(folder), to)
+
     def log_text(self, text: str, file: str) -> None:
         """Upload a text as `file`, such as `evaluation/summary.txt`."""
         self._client.log_text(self.run_id, text, file)

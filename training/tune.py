@@ -12,9 +12,10 @@ import optuna
 import tensorflow as tf
 from optuna.trial import FrozenTrial, TrialState
 
-from recsys.artifacts import MANIFEST, ArtifactError, PreparedData, TrialReport, TuningReport
+from recsys.artifacts import MANIFEST, ArtifactError, PreparedData
 from recsys.config import RunConfig
 from recsys.overrides import as_overrides, check_tunable, value_of, with_values
+from recsys.tuning_report import TrialReport, TuningReport
 from training.callbacks import Curves
 from training.fit import fit
 from training.study import Study, TuningError

@@ -86,6 +86,13 @@ def test_missing_column(clicks_config, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_nothing_to_begin_with(clicks_config, tmp_path):
+    arguments = ["run", "--config", clicks_config, "--run-dir", tmp_path / "r"]
+    told = refused(*arguments, "--warm-start", tmp_path / "gone")
+    assert f"train.warm_start={tmp_path / 'gone'} holds no model: expected champion, or" in told
+    assert not (tmp_path / "r").exists()
+
+
 def test_unknown_config_and_unknown_command():
     assert "give a YAML file, or one of eshop_clothing, template" in refused("run", "--config", "x")
     assert "No such command 'trian'" in refused("trian")

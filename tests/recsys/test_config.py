@@ -152,6 +152,13 @@ def test_encoders_are_relative_to_the_file_too(minimal, tmp_path):
         assert load_config(minimal).schema_["title"].encoder == expected
 
 
+def test_a_run_to_begin_with_is_relative_and_the_champion_is_no_path(minimal, tmp_path):
+    for given, expected in (("old", str(tmp_path / "old")), ("champion", "champion")):
+        minimal.write_text(f"{MINIMAL}train: {{warm_start: {given}}}\n")
+        assert load_config(minimal).train.warm_start == expected
+    assert load_config(minimal, ["train.warm_start=null"]).train.warm_start is None
+
+
 def test_missing_key_is_named(minimal):
     minimal.write_text(MINIMAL.replace("registry: {model: shop}", ""))
     with pytest.raises(ConfigError, match=r"registry: missing; it is required"):

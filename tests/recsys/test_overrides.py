@@ -48,6 +48,25 @@ def test_words_are_written_without_quotes():
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        (
+            "model.embedding_dim",
+            r"model\.embedding_dim: the weights of train\.warm_start=champion fit",
+        ),
+        ("train.warm_start", r"train\.warm_start: all trials begin with the same weights"),
+    ],
+)
+def test_a_warm_start_is_not_tuned_nor_what_it_fixes(config, key, told):
+    space = {"train.warm_start": "champion", "tune.space": {key: {"choices": [64, 32]}}}
+    with pytest.raises(ConfigError, match=told):
+        check_space(with_values(config, space))
+    scratch = space | {"train.warm_start": None}
+    if key == "model.embedding_dim":
+        check_space(with_values(config, scratch))
+
+
 def test_a_frozen_config_is_a_config_file(config, config_file, tmp_path):
     """`recsys tune` prints a command that reads the config.json of the run."""
     frozen = tmp_path / "config.json"

@@ -138,6 +138,18 @@ def test_the_present_model_is_exported_over_a_later_corpus(run, tmp_path):
     assert finished(run) == ["prepare", "fit", "evaluate", "export"]
 
 
+def test_the_next_fit_may_begin_with_another_model_unless_one_was_interrupted(run, finished_run):
+    run.start_with(str(finished_run))
+    assert run.config.train.warm_start == str(finished_run)
+    assert run.folder.config() == run.config
+    (run.directory("fit") / "manifest.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"holds a fit that began with train\.warm_start=.*planted"
+    ):
+        run.start_with("champion")
+    assert run.folder.config() == run.config
+
+
 def test_the_run_reads_its_own_folders(run):
     assert [run.directory(step).name for step in STEPS] == [
         "data",

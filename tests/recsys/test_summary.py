@@ -8,8 +8,6 @@ from recsys.artifacts import (
     Promotion,
     RegisteredModel,
     Scoring,
-    TrialReport,
-    TuningReport,
 )
 from recsys.drift_report import Distribution, DriftReport, Finding, Moved
 from recsys.summary import (
@@ -25,6 +23,7 @@ from recsys.summary import (
     trials_table,
     tuning_lines,
 )
+from recsys.tuning_report import TrialReport, TuningReport
 
 METRICS = {
     f"{name}@20": Estimate(value=0.5, low=0.4, high=0.6)

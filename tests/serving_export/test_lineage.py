@@ -21,6 +21,7 @@ def test_a_version_leads_back_to_its_tables(registry, client, tiny, tmp_path):
     data = data.model_copy(update={"sources": {"events": source}}).save()
     client.log_artifact(registry.run_id, str(data.directory / "manifest.json"), "data")
     client.set_tag(registry.run_id, "mlflow.source.git.commit", "abc123")
+    client.set_tag(registry.run_id, "recsys.started_from", "models:/tiny/7")
 
     found = lineage(ModelVersion("tiny", "1"))
 
@@ -28,6 +29,7 @@ def test_a_version_leads_back_to_its_tables(registry, client, tiny, tmp_path):
     assert found.data.sources == data.sources
     assert found.lines()[0] == "model      models:/tiny/1"
     assert found.lines()[2] == "code       recsys unknown, git abc123"
+    assert found.lines()[3] == "weights    models:/tiny/7"
     assert found.lines()[-1] == ("table      events: main.shop.clicks, 1234 rows, version delta 17")
 
 

@@ -9,6 +9,7 @@ from serving_export.registry import (
     ModelVersion,
     connect,
     download,
+    download_logged,
     register,
     resolve,
 )
@@ -29,6 +30,17 @@ def test_registered_version_tells_what_it_is(world, registry, client):
     assert found.tags["schema_fingerprint"] == world.exported.fingerprint
     assert found.tags["ndcg_at_10"] == "0.25"
     assert RegisteredModel.load(registered.directory) == registered
+
+
+def test_what_a_run_has_logged_is_copied_or_named(registry, client, tmp_path):
+    client.log_text(registry.run_id, "kept", "start/d1/manifest.json")
+    version = ModelVersion("tiny", "1")
+    fetched = download_logged(version, "start/d1", tmp_path)
+    assert (fetched / "manifest.json").read_text() == "kept"
+    with pytest.raises(
+        ArtifactError, match=r"models:/tiny/1: its run \w+ holds no start/d2 that can"
+    ):
+        download_logged(version, "start/d2", tmp_path)
 
 
 def test_killed_before_its_manifest_register_ends_in_one_version(world, registry, client, tmp_path):

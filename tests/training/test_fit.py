@@ -135,6 +135,8 @@ def test_a_refit_learns_the_validation_labels_and_survives_a_kill(config, prepar
     casts = {node.attr["DstT"].type for node in [*query.node, *functions]}
     assert tf.bfloat16.as_datatype_enum not in casts
     killed = fit(config, prepared, tmp_path / "killed")
+    assert killed.before_refit == "towers_before_refit"
+    assert killed.learned_until == prepared.train.last_at
     corpus = read_corpus(prepared)
     queries = read_interactions(prepared, prepared.test, corpus)
     scores = [

@@ -38,6 +38,10 @@ def test_tags_tell_code_packages_and_schema(checkout, monkeypatch, tmp_path_fact
     installed = tmp_path_factory.mktemp("installed")
     monkeypatch.setattr(module.recsys, "__file__", str(installed / "__init__.py"))
     tags = origin(SimpleNamespace(fingerprint="f00"), checkout)
+    assert tags["recsys.started_from"] == "from scratch"
+    start = SimpleNamespace(source="models:/shop/3")
+    begun = origin(SimpleNamespace(fingerprint="f00"), checkout, start)
+    assert begun == tags | {"recsys.started_from": "models:/shop/3"}
     assert tags["recsys.version"] == recsys.__version__
     assert tags["recsys.schema_fingerprint"] == "f00"
     assert tags["recsys.versions.tensorflow"] == version("tensorflow")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from recsys.artifacts import PreparedData, TrainedModel, TuningReport
+from recsys.artifacts import PreparedData, TrainedModel
 from recsys.config import ConfigError, load_config
 from recsys.overrides import with_values
 from recsys.run_folder import RunFolder
+from recsys.tuning_report import TuningReport
 from training.tracking import Tracker
 from training.tune import tune
 
