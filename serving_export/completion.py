@@ -56,19 +56,25 @@ class Completion(tf.Module):
         query: Query,
         request: Mapping[str, tf.Tensor],
         found: tuple[tf.Tensor, tf.Tensor],
+        floor: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Search for the queries that have got fewer than k; for nothing if none has.
+        """Search for the queries that have got fewer than k; for none if all have.
+
+        Items of the history are candidates without being fetched, so one may stand in a place that
+        belongs to an item which was not fetched: what is below `floor` does not count.
 
         Args:
             query: `[batch]`.
             request: with the inputs of the filters.
             found: rows and scores `[batch, k]`, best first, -inf at the end where there are fewer.
+            floor: `[batch]`, no item that was not fetched has a better score.
 
         Returns:
             Rows and scores `[batch, k]`; those of full answers are what they were.
         """
         rows, scores = found
-        short = tf.reduce_any(tf.math.is_inf(scores), axis=1)
+        short = tf.math.is_inf(scores) | (scores < floor[:, tf.newaxis])
+        short = tf.reduce_any(short, axis=1)
         return tf.cond(
             tf.reduce_any(short),
             lambda: self._replaced(query, request, rows, scores, tf.where(short)),

@@ -195,6 +195,8 @@ class Retriever(tf.Module):
         cold = query.cold[:, tf.newaxis]
         rows = tf.where(cold, self._popular[:count], rows)
         scores = tf.where(cold, self._prior[:count], scores)
+        # Nothing that was not fetched is better than this; the items of the history may be worse.
+        floor = tf.reduce_min(tf.where(tf.math.is_nan(scores), np.inf, scores), axis=1)
         if query.repeat is not None:
             rows, scores = self._with_repeats(rows, scores, query)
         dropped = contains(query.excluded, rows, self._size) | tf.math.is_nan(scores)
@@ -207,7 +209,7 @@ class Retriever(tf.Module):
         # What was fetched is the whole corpus, or else there may be more than that.
         return tf.cond(
             count < self._size,
-            lambda: self._completion.complete(query, request, (rows, scores)),
+            lambda: self._completion.complete(query, request, (rows, scores), floor),
             lambda: (rows, scores),
         )
 

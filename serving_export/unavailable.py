@@ -75,7 +75,8 @@ def read_items(file: Path, column: str) -> list[str]:
         raise ArtifactError(f"{file} is no readable CSV file in UTF-8: {error}") from error
     if not items:
         raise ArtifactError(
-            f"{file} lists no item; `--clear` is what makes all items available again"
+            f"{file} lists no item, which looks like a mistake: `recsys availability --clear`, or "
+            "a config without `scoring.unavailable`, makes all items available again"
         )
     return items
 
