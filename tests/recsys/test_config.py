@@ -178,8 +178,8 @@ def test_config_is_light():
     ("filters", "told"),
     [
         (
-            "[histori]",
-            r"export\.filters: 'histori' is no candidate feature .*\['item_id', 'price'\]",
+            "[hystory]",
+            r"export\.filters: 'hystory' is no candidate feature .*\['item_id', 'price'\]",
         ),
         ("[title]", r"'title' is no candidate feature of kind id, category or number"),
         ("[price,price]", r"names one twice"),
