@@ -323,6 +323,7 @@ class ExportedModel(Manifest):
     num_candidates: int
     corpus: str = Field("", description="shards of the candidates")
     exclude_seen: bool
+    filters: tuple[str, ...] = Field((), description="candidate features that requests filter by")
     index: IndexReport
     parity: dict[str, float] = Field(description="share of equal ids, by variant")
     digest: str = Field(description="hash of the towers and the corpus it was made from")

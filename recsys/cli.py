@@ -255,6 +255,31 @@ def withdraw(
 
 
 @app.command()
+def availability(
+    to: Annotated[Path, typer.Option(help="folder that servers poll, which `publish` has filled")],
+    unavailable: Annotated[
+        Path | None, typer.Option(help="CSV file of all items that are not available now")
+    ] = None,
+    column: Annotated[str, typer.Option(help="column of the file that holds the ids")] = "item",
+    clear: Annotated[bool, typer.Option("--clear", help="all items are available again")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="versions that stay in the folder")] = 3,
+) -> None:
+    """Tell servers which items are not available, without training or indexing anew."""
+    if (unavailable is None) != clear:
+        raise ConfigError("availability: give a file by --unavailable, or --clear")
+    from serving_export.availability import publish_availability
+    from serving_export.unavailable import read_items
+
+    items = [] if unavailable is None else read_items(unavailable, column)
+    done = publish_availability(to, items, keep)
+    typer.echo(
+        f"version {done.version} of {to}: {done.num_unavailable} of {done.num_items} items are not "
+        f"available; {len(done.unknown)} ids are of no item of the model"
+        + (f", such as {done.unknown[0]!r}" if done.unknown else "")
+    )
+
+
+@app.command()
 def configs(
     name: Annotated[str | None, typer.Argument(help="print this one")] = None,
 ) -> None:

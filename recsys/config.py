@@ -54,6 +54,13 @@ class Export(Section):
 
     index: Index = Index()
     parity_queries: int = Field(256, ge=1, description="queries compared in a fresh process")
+    filters: tuple[str, ...] = Field((), description="candidate features that requests filter by")
+    availability: bool = Field(
+        False, description="whether `recsys availability` can take items out of what is published"
+    )
+    overfetch: int = Field(
+        10, ge=1, description="times as many candidates, at most, where some may not be returned"
+    )
 
 
 class Gate(Section):
@@ -83,6 +90,11 @@ class Scoring(Section):
 
     k: int = Field(20, ge=1)
     table: str | None = Field(None, description="catalogue table; files in the run folder if empty")
+    unavailable: str | None = Field(
+        None,
+        description="CSV file with a column `item`: what is not recommended; relative to the YAML "
+        "file, needs a model of export.availability: true",
+    )
     users_per_part: int = Field(
         5000, ge=1, description="of a Spark task: what a killed attempt does not have to do again"
     )
@@ -168,7 +180,25 @@ class RunConfig(Section):
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
         self._check_ranking()
         self.monitoring.check_names(schema)
+        self._check_filters()
         return self
+
+    def _check_filters(self) -> None:
+        """What can be filtered by is a value or a number of the item, and asked for by name."""
+        kinds = ("id", "category", "number")
+        valid = [f.name for f in self.schema_.candidate if f.kind in kinds]
+        for name in self.export.filters:
+            if name not in valid:
+                raise ValueError(
+                    f"export.filters: {name!r} is no candidate feature of kind id, category or "
+                    f"number; there are {valid}"
+                )
+            if any(f.name == f"filter_{name}" for f in self.features):
+                raise ValueError(
+                    f"export.filters: requests give 'filter_{name}', which a feature is called too"
+                )
+        if len(set(self.export.filters)) < len(self.export.filters):
+            raise ValueError(f"export.filters names one twice: {list(self.export.filters)}")
 
     def _check_ranking(self) -> None:
         """An answer of two stages has no more items than are ranked."""
@@ -201,8 +231,8 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `a.b=c` overrides, validate.
 
-    Paths of sources, encoders and runs are made absolute: relative to the file in the file, to the
-    working directory in overrides.
+    Paths of sources, encoders, lists and runs are made absolute: relative to the file in the file,
+    to the working directory in overrides.
 
     Raises:
         ConfigError: the file is missing or no YAML, a key is unknown, a value does not fit.
@@ -241,6 +271,8 @@ def _absolute(tree: Any, base: Path) -> dict[str, Any]:
 def _path_keys(tree: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the sections that may hold a path, and its key."""
     data, features, train = tree.get("data"), tree.get("features"), tree.get("train")
+    if isinstance(tree.get("scoring"), dict):
+        yield tree["scoring"], "unavailable"
     for source in data.values() if isinstance(data, dict) else ():
         if isinstance(source, dict):
             yield source, "path"

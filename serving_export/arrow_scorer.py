@@ -44,14 +44,16 @@ class ArrowScorer:
             variant = folder / "artifacts" / "exact"
         contract = json.loads((variant / "assets.extra" / "contract.json").read_text("utf-8"))
         self._inputs: dict[str, Any] = contract["signatures"]["recommend"]["inputs"]
+        self._filters = {one["input"] for one in contract.get("filters", {}).values()}
         self._model = tf.saved_model.load(str(variant))
 
     def answer(self, columns: Mapping[str, pa.Array], rows: int, k: int) -> pa.StructArray:
         """Recommend `k` items for each row.
 
         Args:
-            columns: features by name, and `exclusions` (lists of item ids), each `rows` long. What
-                is absent or null is unknown.
+            columns: features by name, `exclusions` (lists of item ids) and `filter_NAME` (lists of
+                values, or least and greatest number), each `rows` long. What is absent or null is
+                unknown, and filters nothing.
             rows: number of rows, at most about `BATCH`.
             k: items wanted.
 
@@ -63,7 +65,14 @@ class ArrowScorer:
             ArtifactError: a column does not fit the model.
         """
         request = {
-            name: tf.constant(_input(name, columns.get(name, pa.nulls(rows)), spec))
+            name: tf.constant(
+                _input(
+                    name,
+                    columns.get(name, pa.nulls(rows)),
+                    spec,
+                    np.nan if name in self._filters else 0,
+                )
+            )
             for name, spec in self._inputs.items()
             if name != "k"
         }
@@ -81,11 +90,14 @@ class ArrowScorer:
         )
 
 
-def _input(name: str, column: pa.Array, spec: Mapping[str, Any]) -> NDArray[Any]:
-    """One input as an array, `[rows]` or `[rows, length]`, missing values filled."""
+def _input(name: str, column: pa.Array, spec: Mapping[str, Any], empty: float) -> NDArray[Any]:
+    """One input as an array, `[rows]` or `[rows, length]`, missing values filled.
+
+    Numbers of a missing vector are `empty`.
+    """
     try:
         if len(spec["shape"]) > 1 and spec["dtype"] == "float32":
-            return _vectors(column, int(spec["shape"][1]))
+            return _vectors(column, int(spec["shape"][1]), empty)
         if len(spec["shape"]) > 1:
             return _padded(column)
         if spec["dtype"] == "float32":
@@ -117,9 +129,9 @@ def _padded(column: pa.Array) -> NDArray[np.object_]:
     return padded
 
 
-def _vectors(column: pa.Array, dim: int) -> NDArray[np.float32]:
-    """Lists of `dim` numbers as `[rows, dim]`; a missing one is zeros."""
-    vectors = np.zeros([len(column), dim], np.float32)
+def _vectors(column: pa.Array, dim: int, empty: float) -> NDArray[np.float32]:
+    """Lists of `dim` numbers as `[rows, dim]`; a missing one is `empty` throughout."""
+    vectors = np.full([len(column), dim], empty, np.float32)
     present = np.asarray(column.is_valid())
     if present.any():
         lengths = set(pc.list_value_length(column).drop_null().to_pylist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ from recsys.config import RunConfig
 from serving_export.arrow_scorer import BATCH, ArrowScorer
 from serving_export.partial import resumed
 from serving_export.registry import CHAMPION, ModelVersion, describe, download, resolve
+from serving_export.unavailable import listing, read_items, write_listing
 from serving_export.unchanged import HASH, INPUTS, KEPT, last_result, with_inputs, with_last
 
 logger = logging.getLogger(__name__)
@@ -49,17 +51,20 @@ def score(
     are shorter than k where fewer items may be recommended) to the table `scoring.table`, or to
     Parquet in `directory`, which is replaced as a whole.
 
-    With `scoring.only_changed` or `last`, users whose columns, version and k are those of the last
-    scoring keep its answer; the result is that of scoring all. `inputs` is a hash of the three.
+    With `scoring.only_changed` or `last`, users whose columns, version, list of what is not available
+    and k are those of the last scoring keep its answer; the result is that of scoring all.
+    `inputs` is a hash of these.
 
     Users are parted by a hash of their id, and each part is written by the task that scores it. An
     attempt that was killed or failed leaves its finished parts beside `directory`; the next one
     with the same model, k and users does the others.
 
     Args:
-        config: `registry.model`, `scoring`.
+        config: `registry.model`, `scoring`; the items that `scoring.unavailable` lists are not
+            recommended.
         spark: session; executors need this package, TensorFlow and MLflow, and share `directory`.
-        users: folder of Parquet files, or a table: `user`, query features, maybe `exclusions`.
+        users: folder of Parquet files, or a table: `user`, query features, maybe `exclusions` and
+            what the model's filters take.
         directory: of the result, on a file system that driver and executors share.
         model: `name@alias` or `name/version`; the champion if not given. An alias is resolved
             once, so that all rows come from one version.
@@ -67,27 +72,34 @@ def score(
             `scoring.only_changed`, that of `scoring.table`, or else of `directory`.
 
     Raises:
-        ArtifactError: there is no such model, or no champion yet, or `users` has no column `user`,
-            or its rows changed while they were scored.
+        ArtifactError: there is no such model, or no champion yet, or it cannot be told what is not
+            available, or `users` has no column `user`, or its rows changed while they were scored.
     """
     chosen = resolve(model or f"{config.registry.model}@{CHAMPION}")
     logger.info("scoring with %s", chosen.uri)
     table = _read(spark, users)
     num_users, content = _content(table, users)
     parts = max(1, math.ceil(num_users / config.scoring.users_per_part))
+    file = config.scoring.unavailable
+    listed = None if file is None else read_items(Path(file), "item")
+    # Workers keep a model that they have loaded from a folder: another list, another folder.
+    copy = _MODEL if listed is None else f"{_MODEL}-{_digest(listed)}"
     plan = {"model": chosen.uri, "k": config.scoring.k, "content": content, "parts": parts}
     plan["columns"] = _schema().names
     directory = directory.resolve()
     # After what the content is told by: a part is the same whether its answers were kept or not.
-    table = with_inputs(table, describe(chosen), config.scoring.k)
+    table = with_inputs(table, describe(chosen) | {"copy": copy}, config.scoring.k)
     answers = _last(config, spark, directory, last)
     if answers is not None:
         table = with_last(table, answers)
-    with resumed(directory, json.dumps(plan)) as folder:
+    with resumed(directory, json.dumps(plan | {"copy": copy})) as folder:
         result = folder / _RESULT
         result.mkdir(exist_ok=True)
-        download(chosen, folder / _MODEL)
-        found, kept = _write_parts(table, parts, folder, chosen, config.scoring.k)
+        download(chosen, folder / copy)
+        if listed is not None:
+            for variant in sorted((folder / copy / "artifacts").iterdir()):
+                write_listing(variant, listed)
+        found, kept = _write_parts(table, parts, folder / copy, chosen, config.scoring.k)
         if found != num_users:
             raise ArtifactError(
                 f"{users} had {num_users} rows before and {found} while it was scored: score a "
@@ -95,7 +107,7 @@ def score(
             )
         if answers is not None:
             logger.info("%d of %d users keep their answers: nothing has changed", kept, found)
-        shutil.rmtree(folder / _MODEL)
+        shutil.rmtree(folder / copy)
         for leftover in result.glob(".part-*"):
             leftover.unlink()
         if config.scoring.table:
@@ -173,13 +185,16 @@ def _content(table: DataFrame, users: str) -> tuple[int, str]:
     return row["rows"], f"{users} {table.schema.simpleString()} {row['total']}"
 
 
+def _digest(items: list[str]) -> str:
+    return hashlib.sha256(listing(items).encode()).hexdigest()[:16]
+
+
 def _write_parts(
-    table: DataFrame, parts: int, folder: Path, model: ModelVersion, k: int
+    table: DataFrame, parts: int, copy: Path, model: ModelVersion, k: int
 ) -> tuple[int, int]:
     """Score and write the parts that are not there; count the users of all, and who was kept."""
-    write = partial(
-        _write_part, result=str(folder / _RESULT), copy=str(folder / _MODEL), model=model, k=k
-    )
+    result = copy.parent / _RESULT
+    write = partial(_write_part, result=str(result), copy=str(copy), model=model, k=k)
     counts = table.repartition(parts, "user").mapInArrow(write, _COUNTS).collect()
     before = sum(row["found"] for row in counts)
     logger.info("scored %d parts; %d were there", len(counts) - before, before)

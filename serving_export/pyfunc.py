@@ -36,6 +36,7 @@ class Recommender(mlflow.pyfunc.PythonModel):
             folder = Path(context.artifacts["exact"])
         contract = json.loads((folder / "assets.extra" / "contract.json").read_text("utf-8"))
         self._inputs = contract["signatures"]["recommend"]["inputs"]
+        self._filters = {one["input"] for one in contract.get("filters", {}).values()}
         self._model = tf.saved_model.load(str(folder))
 
     def predict(
@@ -45,9 +46,10 @@ class Recommender(mlflow.pyfunc.PythonModel):
 
         Args:
             context: not used.
-            model_input: columns by feature name, and `exclusions` (lists of item ids). Absent
-                columns and missing values stand for "unknown": "", NaN, -1, an empty list, a
-                vector of zeros.
+            model_input: columns by feature name, `exclusions` (lists of item ids), and
+                `filter_NAME` (lists of values, or least and greatest number). Absent columns and
+                missing values stand for "unknown" ("", NaN, -1, an empty list, a vector of
+                zeros), in filters for "any".
             params: `k`, the number of items wanted.
 
         Returns:
@@ -63,7 +65,7 @@ class Recommender(mlflow.pyfunc.PythonModel):
 
     def _answer(self, frame: pd.DataFrame, k: int) -> pd.DataFrame:
         request = {
-            name: tf.constant(_column(frame, name, spec))
+            name: tf.constant(_column(frame, name, spec, np.nan if name in self._filters else 0))
             for name, spec in self._inputs.items()
             if name != "k"
         }
@@ -82,11 +84,16 @@ class Recommender(mlflow.pyfunc.PythonModel):
         )
 
 
-def _column(frame: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """One input as an array, `[rows]` or `[rows, length]`, missing values filled."""
+def _column(
+    frame: pd.DataFrame, name: str, spec: Mapping[str, Any], empty: float
+) -> np.ndarray[Any, Any]:
+    """One input as an array, `[rows]` or `[rows, length]`, missing values filled.
+
+    Numbers of a missing vector are `empty`.
+    """
     cells = frame[name] if name in frame else pd.Series([None] * len(frame))
     if len(spec["shape"]) > 1 and spec["dtype"] == "float32":
-        return _vectors(cells, name, int(spec["shape"][1]))
+        return _vectors(cells, name, int(spec["shape"][1]), empty)
     if len(spec["shape"]) > 1:
         return _padded([_items(cell) for cell in cells])
     if spec["dtype"] == "float32":
@@ -96,9 +103,9 @@ def _column(frame: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> np.ndarr
     return np.array(["" if pd.isna(cell) else _text(cell) for cell in cells], object)
 
 
-def _vectors(cells: Any, name: str, dim: int) -> np.ndarray[Any, Any]:
-    """Lists of `dim` numbers as `[rows, dim]`; a missing one is zeros."""
-    vectors = np.zeros([len(cells), dim], np.float32)
+def _vectors(cells: Any, name: str, dim: int, empty: float) -> np.ndarray[Any, Any]:
+    """Lists of `dim` numbers as `[rows, dim]`; a missing one is `empty` throughout."""
+    vectors = np.full([len(cells), dim], empty, np.float32)
     for row, (index, cell) in enumerate(cells.items()):
         if cell is None or isinstance(cell, float):
             continue
@@ -106,7 +113,7 @@ def _vectors(cells: Any, name: str, dim: int) -> np.ndarray[Any, Any]:
             raise ValueError(
                 f"column {name!r}, row {index!r}: expected {dim} numbers, found {len(cell)}"
             )
-        vectors[row] = cell
+        vectors[row] = np.array(cell, np.float32)  # None is NaN
     return vectors
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -29,6 +30,7 @@ from recsys.artifacts import ArtifactError, EvaluationReport, ExportedModel, Reg
 from recsys.atomic import replaced
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
+from serving_export.restrictions import input_name
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +213,7 @@ def _create(
             name="recommender",
             python_model=str(_PYFUNC),
             artifacts={n: str(exported.directory / p) for n, p in exported.variants.items()},
-            signature=_signature(exported.features),
+            signature=_signature(exported.features, exported.filters),
             input_example=(_example(exported.features), {"k": 5}),
             pip_requirements=[f"{name}=={installed_version(name)}" for name in _PINNED],
         )
@@ -223,9 +225,12 @@ def _create(
     return ModelVersion(name, str(created.version))
 
 
-def _signature(schema: Schema) -> ModelSignature:
+def _signature(schema: Schema, filters: Sequence[str]) -> ModelSignature:
     columns = [ColSpec(_column_type(f), f.name, required=False) for f in schema.query]
     columns.append(ColSpec(Array(DataType.string), "exclusions", required=False))
+    for feature in (schema[name] for name in filters):
+        asked = Array(_COLUMN_TYPES[feature.dtype])
+        columns.append(ColSpec(asked, input_name(feature.name), required=False))
     return ModelSignature(
         inputs=ColumnSchema(columns),
         outputs=ColumnSchema(

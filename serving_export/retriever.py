@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,9 @@ from recsys.artifacts import PreparedData
 from recsys.dataset import Corpus
 from recsys.features import raw_signature
 from recsys.schema import Schema
+from serving_export.completion import Completion, Query
+from serving_export.filters import contains
+from serving_export.restrictions import Restrictions
 
 Tensors = dict[str, tf.Tensor]
 
@@ -39,6 +42,21 @@ def log_prior(corpus: Corpus) -> NDArray[np.float32]:
     return np.log(counts / counts.sum()).astype(np.float32)
 
 
+class Policy(NamedTuple):
+    """What decides an answer beside scores and exclusions.
+
+    Attributes:
+        prior_when_cold: whether cold queries are answered by popularity.
+        restrictions: what may be returned; None where that is up to exclusions alone.
+    """
+
+    prior_when_cold: bool = True
+    restrictions: Restrictions | None = None
+
+
+PLAIN = Policy()
+
+
 class Retriever(tf.Module):
     """String features in, item ids and scores out.
 
@@ -48,9 +66,9 @@ class Retriever(tf.Module):
       or int64 `[batch]`, a history string `[batch, any]` oldest first padded with "", a vector
       float32 `[batch, dim]`, zeros when missing; `k` int32 `[]`, or `[batch]`, which is how a
       server passes on requests that are written row by row; `exclusions` string `[batch, any]`,
-      ids not to return, padded with "". Gives `ids` string and `scores` float32,
-      `[batch, min(largest k, N)]`, best first; where a query wants fewer, or fewer candidates are
-      left, id "" and score -inf at the end.
+      ids not to return, padded with ""; and what filters take (`serving_export.filters`). Gives
+      `ids` string and `scores` float32, `[batch, min(largest k, N)]`, best first; where a query
+      wants fewer, or fewer candidates are left, id "" and score -inf at the end.
     - `embed_query`, `embed_candidate`: raw features to `embedding` float32 `[batch, dim]`, and of
       queries `repeat` float32 `[batch, length]` if the towers give it.
 
@@ -63,13 +81,17 @@ class Retriever(tf.Module):
     gives `repeat` `[batch, length]` add it to the scores of the history's items, which are
     candidates even where the index does not find them.
 
+    Filters, and what is not available, are applied to what the index finds, which is asked for more
+    then; a query that is left with fewer than k is answered by exact search over the corpus.
+
     Args:
         towers: SavedModel of the towers.
         index: over the corpus.
         corpus: candidates.
         data: that the towers were trained on.
-        embeddings: of the candidates, `[N, dim]`; needed by towers that give `repeat`.
-        prior_when_cold: whether cold queries are answered by popularity.
+        embeddings: of the candidates, `[N, dim]`; needed by towers that give `repeat`, and by
+            restrictions.
+        policy: what decides beside scores.
     """
 
     def __init__(
@@ -79,7 +101,7 @@ class Retriever(tf.Module):
         corpus: Corpus,
         data: PreparedData,
         embeddings: NDArray[np.float32] | None = None,
-        prior_when_cold: bool = True,
+        policy: Policy = PLAIN,
     ) -> None:
         super().__init__()
         self._embeddings = (
@@ -87,7 +109,7 @@ class Retriever(tf.Module):
             if embeddings is None
             else tf.Variable(embeddings, trainable=False, name="embeddings")
         )
-        self._prior_when_cold = prior_when_cold
+        self._prior_when_cold, self._restrictions = policy
         self._schema: Schema = data.features
         self._exclude_seen = data.exclude_seen
         self._size = len(corpus)
@@ -100,6 +122,12 @@ class Retriever(tf.Module):
         order = np.argsort(-prior, kind="stable").astype(np.int32)
         self._popular = tf.Variable(order, trainable=False, name="popular")
         self._prior = tf.Variable(prior[order], trainable=False, name="log_prior")
+        self._prior_by_row = tf.Variable(prior, trainable=False, name="log_prior_by_row")
+        self._completion = (
+            None
+            if self._restrictions is None
+            else Completion(self._restrictions, self._embeddings, self._prior_by_row)
+        )
 
     def signatures(self) -> dict[str, Any]:
         """Trace every signature; what `tf.saved_model.save` takes."""
@@ -114,10 +142,14 @@ class Retriever(tf.Module):
         }
 
     def _request(self) -> dict[str, tf.TensorSpec]:
-        return raw_signature(self._schema.query) | {
-            "k": tf.TensorSpec(None, tf.int32, "k"),
-            "exclusions": tf.TensorSpec([None, None], tf.string, "exclusions"),
-        }
+        return (
+            raw_signature(self._schema.query)
+            | {
+                "k": tf.TensorSpec(None, tf.int32, "k"),
+                "exclusions": tf.TensorSpec([None, None], tf.string, "exclusions"),
+            }
+            | (self._restrictions.inputs() if self._restrictions is not None else {})
+        )
 
     def _features(self, request: Mapping[str, tf.Tensor]) -> Tensors:
         return {f.name: request[f.name] for f in self._schema.query}
@@ -148,28 +180,49 @@ class Retriever(tf.Module):
     def recommend(self, /, **request: tf.Tensor) -> Tensors:
         """Answer `ids` and `scores`, `[batch, min(largest k, N)]`."""
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
-        rows, scores = self._best(self._features(request), request["exclusions"], k)
+        rows, scores = self._best(request, k)
         return self._answer(rows, scores, request["k"])
 
-    def _best(
-        self, features: Mapping[str, tf.Tensor], exclusions: tf.Tensor, k: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def _best(self, request: Mapping[str, tf.Tensor], k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Find rows and scores of the best k that may be returned, `[batch, k]`; -inf for none."""
-        excluded = self._excluded_rows(features, exclusions)
-        query = self.embed_query(**features)
-        spare = tf.shape(excluded)[1] + (tf.shape(query["repeat"])[1] if "repeat" in query else 0)
+        query = self._query(request)
+        spare = tf.shape(query.excluded)[1] + tf.shape(query.seen)[1]
+        wanted = k if self._restrictions is None else self._restrictions.fetched(request, k)
         # Even if every excluded item is among the best, k others are. ScaNN refuses to find none.
-        count = tf.clip_by_value(k + spare, 1, self._size)
-        rows, scores = self._index.search(query["embedding"], count)
+        count = tf.clip_by_value(wanted + spare, 1, self._size)
+        rows, scores = self._index.search(query.embedding, count)
         rows, scores = _widened(rows, scores, count)
-        cold = self._cold(features)[:, tf.newaxis]
+        cold = query.cold[:, tf.newaxis]
         rows = tf.where(cold, self._popular[:count], rows)
         scores = tf.where(cold, self._prior[:count], scores)
-        if "repeat" in query:
-            rows, scores = self._with_repeats(rows, scores, query, self._seen_rows(features, cold))
-        dropped = self._contains(excluded, rows) | tf.math.is_nan(scores)
+        # Nothing that was not fetched is better than this; the items of the history may be worse.
+        floor = tf.reduce_min(tf.where(tf.math.is_nan(scores), np.inf, scores), axis=1)
+        if query.repeat is not None:
+            rows, scores = self._with_repeats(rows, scores, query)
+        dropped = contains(query.excluded, rows, self._size) | tf.math.is_nan(scores)
+        if self._restrictions is not None:
+            dropped |= tf.logical_not(self._restrictions.allow(request, rows))
         scores, order = tf.math.top_k(tf.where(dropped, -np.inf, scores), k)
-        return tf.gather(rows, order, batch_dims=1), scores
+        rows = tf.gather(rows, order, batch_dims=1)
+        if self._completion is None:
+            return rows, scores
+        # What was fetched is the whole corpus, or else there may be more than that.
+        return tf.cond(
+            count < self._size,
+            lambda: self._completion.complete(query, request, (rows, scores), floor),
+            lambda: (rows, scores),
+        )
+
+    def _query(self, request: Mapping[str, tf.Tensor]) -> Query:
+        features = self._features(request)
+        embedded, cold = self.embed_query(**features), self._cold(features)
+        repeat = embedded.get("repeat")
+        if repeat is None:
+            seen = tf.zeros([tf.shape(cold)[0], 0], tf.int32)
+        else:
+            seen = self._seen_rows(features, cold[:, tf.newaxis])
+        excluded = self._excluded_rows(features, request["exclusions"])
+        return Query(embedded["embedding"], cold, excluded, seen, repeat)
 
     def _answer(self, rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor) -> Tensors:
         """Name the best, as many as each query wants: `k` is `[]` or `[batch]`."""
@@ -184,14 +237,15 @@ class Retriever(tf.Module):
         return tf.where(cold, -1, self._rows.lookup(history))
 
     def _with_repeats(
-        self, rows: tf.Tensor, scores: tf.Tensor, query: Tensors, seen: tf.Tensor
+        self, rows: tf.Tensor, scores: tf.Tensor, query: Query
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Score the items of the history exactly, once each, in place of what the index says."""
-        scores = tf.where(self._contains(seen, rows), -np.inf, scores)
+        seen = query.seen
+        scores = tf.where(contains(seen, rows, self._size), -np.inf, scores)
         same = (seen[:, :, tf.newaxis] == seen[:, tf.newaxis]) & (seen >= 0)[:, tf.newaxis]
-        added = tf.linalg.matvec(tf.cast(same, tf.float32), query["repeat"])
+        added = tf.linalg.matvec(tf.cast(same, tf.float32), query.repeat)
         vectors = tf.gather(self._embeddings, tf.maximum(seen, 0))
-        own = tf.linalg.matvec(vectors, query["embedding"]) + added
+        own = tf.linalg.matvec(vectors, query.embedding) + added
         earlier = tf.linalg.band_part(same, -1, 0) & ~tf.eye(tf.shape(seen)[1], dtype=tf.bool)
         once = (seen >= 0) & ~tf.reduce_any(earlier, axis=2)
         own = tf.where(once, own, -np.inf)
@@ -218,21 +272,6 @@ class Retriever(tf.Module):
     def _is_known(self, feature: str, values: tf.Tensor) -> tf.Tensor:
         table = self._known.get(feature)
         return tf.zeros_like(values, tf.bool) if table is None else table.lookup(values) >= 0
-
-    def _contains(self, excluded: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Which of `rows` `[batch, n]` the same query excludes; memory does not grow with n * m."""
-        keys = tf.sort(tf.reshape(self._keys(excluded), [-1]))
-        # One key that matches nothing lets an empty list be looked into.
-        keys = tf.concat([[tf.constant(-1, tf.int64)], keys], axis=0)
-        wanted = tf.reshape(self._keys(rows), [-1])
-        position = tf.searchsorted(keys, wanted, side="right") - 1
-        return tf.reshape(tf.gather(keys, position) == wanted, tf.shape(rows))
-
-    def _keys(self, rows: tf.Tensor) -> tf.Tensor:
-        """A number for each pair of query and row; -1 for an unknown row."""
-        query = tf.range(tf.shape(rows, tf.int64)[0])[:, tf.newaxis]
-        keys = query * self._size + tf.cast(rows, tf.int64)
-        return tf.where(rows < 0, tf.constant(-1, tf.int64), keys)
 
 
 def _vocabulary_tables(data: PreparedData) -> dict[str, tf.lookup.StaticHashTable]:

@@ -8,6 +8,7 @@ import logging
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tensorflow as tf
@@ -29,7 +30,8 @@ from recsys.models.embed import embed, in_batches, load_towers
 from recsys.summary import index_table
 from serving_export.index import ExactIndex, ScannIndex
 from serving_export.index_tuning import build
-from serving_export.retriever import Retriever
+from serving_export.restrictions import restrictions
+from serving_export.retriever import Policy, Retriever
 from serving_export.two_stage import Stages, TwoStageRecommender, load_second
 from serving_export.verify import Expectation, verify
 
@@ -52,12 +54,14 @@ def export(
     `exact` needs stock TensorFlow ops only; `scann` needs `scann.scann_ops.py.scann_ops` imported
     before it is loaded. Signatures: `serving_export.retriever.Retriever`, with a ranker those of
     `serving_export.two_stage.TwoStageRecommender`. Each variant carries
-    `assets.extra/contract.json`: schema and its fingerprint, signature, index, measured recall.
+    `assets.extra/contract.json`: schema and its fingerprint, signature, filters, index, measured
+    recall.
     Beside them `index.txt` and `index.png` show what the index was chosen from.
 
     Raises:
         ArtifactError: model, ranker and data differ in their schema, there is no held-out query,
-            the index misses its recall target, or a variant answers otherwise in a fresh process.
+            the index misses its recall target, no item has a value to filter by, or a variant
+            answers otherwise in a fresh process.
     """
     check_same_schema(model, data)
     if ranker is not None:
@@ -76,15 +80,22 @@ def export(
     # Without a least history, training saw queries of which nothing is known.
     prior_when_cold = config.data.min_history > 0
     contract = _contract(data, report, len(corpus), ranker)
-    with replaced(directory) as folder:
+    with replaced(directory) as folder, TemporaryDirectory() as scratch:
+        policy = Policy(
+            prior_when_cold, restrictions(config.export, corpus, data.features, Path(scratch))
+        )
+        if policy.restrictions is not None:
+            contract |= policy.restrictions.describe()
         for name in _VARIANTS:
             logger.info("writing %s", name)
             if second is None:
-                kept = embeddings if "repeat" in embedded else None
-                served = Retriever(towers, indexes[name], corpus, data, kept, prior_when_cold)
+                needed = "repeat" in embedded or policy.restrictions is not None
+                kept = embeddings if needed else None
+                served = Retriever(towers, indexes[name], corpus, data, kept, policy)
             else:
+                stages = Stages(towers, second)
                 served = TwoStageRecommender(
-                    Stages(towers, second), indexes[name], corpus, data, embeddings, prior_when_cold
+                    stages, indexes[name], corpus, data, embeddings, policy
                 )
             _write(served, folder / name, contract)
         few = slice(config.export.parity_queries)
@@ -107,6 +118,7 @@ def export(
             num_candidates=len(corpus),
             corpus=str((data.directory / data.corpus.path).resolve()),
             exclude_seen=data.exclude_seen,
+            filters=config.export.filters,
             index=report,
             parity=parity,
             digest=_digest(config, data, model, ranker),

@@ -13,7 +13,7 @@ from recsys.artifacts import PreparedData, TrainedRanker
 from recsys.dataset import Corpus
 from recsys.features import raw_signature
 from recsys.models.embed import load_savedmodel
-from serving_export.retriever import Retriever, SearchIndex, Tensors, log_prior
+from serving_export.retriever import PLAIN, Policy, Retriever, SearchIndex, Tensors
 
 
 class Second(NamedTuple):
@@ -60,7 +60,7 @@ class TwoStageRecommender(Retriever):
         corpus: candidates.
         data: that the towers were trained on.
         embeddings: of the candidates, `[N, dim]`.
-        prior_when_cold: whether cold queries are answered by popularity.
+        policy: what decides beside scores; what may not be returned is not ranked.
     """
 
     def __init__(
@@ -70,13 +70,11 @@ class TwoStageRecommender(Retriever):
         corpus: Corpus,
         data: PreparedData,
         embeddings: NDArray[np.float32],
-        prior_when_cold: bool = True,
+        policy: Policy = PLAIN,
     ) -> None:
-        super().__init__(stages.towers, index, corpus, data, embeddings, prior_when_cold)
+        super().__init__(stages.towers, index, corpus, data, embeddings, policy)
         self._ranker = stages.second.ranker
         self._depth = min(stages.second.candidates, len(corpus))
-        prior = tf.Variable(log_prior(corpus), trainable=False, name="log_prior_by_row")
-        self._prior_by_row = prior
 
     def signatures(self) -> dict[str, Any]:
         """Trace every signature; what `tf.saved_model.save` takes."""
@@ -91,7 +89,7 @@ class TwoStageRecommender(Retriever):
     def recommend(self, /, **request: tf.Tensor) -> Tensors:
         """Answer `ids` and `scores`, `[batch, min(largest k, C, N)]`."""
         features = self._features(request)
-        rows, scores = self._best(features, request["exclusions"], tf.constant(self._depth))
+        rows, scores = self._best(request, tf.constant(self._depth))
         found = tf.math.is_finite(scores)
         ranked = self._ranked(features, tf.where(found, rows, -1), scores)["scores"]
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._depth)

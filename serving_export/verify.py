@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from recsys.artifacts import ArtifactError, IndexReport, PreparedData
 from recsys.config import Export
 from recsys.dataset import Corpus
+from serving_export.filter_probe import probe
 from serving_export.retriever import log_prior
 from serving_export.searcher import Floats
 from serving_export.two_stage import Second
@@ -146,6 +147,8 @@ def verify(
 ) -> dict[str, float]:
     """Compare both variants with the exact top k; every other query excludes its best item.
 
+    Queries also filter, by each of `export.filters` and by all at once.
+
     Returns:
         By variant, the share of places where id and score are those of the exact answer (`exact`),
         or whose score belongs to the exact top k (`scann`: recall). Ties are scores within 1e-5.
@@ -153,12 +156,14 @@ def verify(
     Raises:
         ArtifactError: a variant does not load or answer, or answers differently.
     """
-    scores = expectation.scores()
+    filters = [expectation.data.features[name] for name in export.filters]
+    asked, passing = probe(expectation.corpus, filters, len(expectation.embedded["embedding"]))
+    scores = np.where(passing, expectation.scores(), -np.inf)
     best = scores.argmax(axis=1)
     exclusions = expectation.corpus.item[best][:, np.newaxis].copy()
     exclusions[::2] = b""
     scores[np.arange(1, len(scores), 2), best[1::2]] = -np.inf
-    requests = expectation.queries | {"exclusions": exclusions, "k": np.int32(index.k)}
+    requests = expectation.queries | asked | {"exclusions": exclusions, "k": np.int32(index.k)}
     answers = ask(variants, requests)
     if expectation.second is not None:
         scores, certain = expectation.ranked(scores)
@@ -241,9 +246,11 @@ def _equal(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> f
 
 def _recall(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> float:
     """Share of the exact top k that was found, by score; places that cannot be filled count."""
-    k = answer["ids"].shape[1]
-    kth_best = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    return float((_true_scores(corpus, scores, answer["ids"]) >= kth_best - _TIE).mean())
+    expected = -np.sort(-scores, axis=1)[:, : answer["ids"].shape[1]]
+    # Where fewer than k may be returned, each of them must be.
+    least = np.where(np.isfinite(expected), expected, np.inf).min(axis=1, keepdims=True)
+    found = _true_scores(corpus, scores, answer["ids"]) >= least - _TIE
+    return float((found | ~np.isfinite(expected)).mean())
 
 
 def _true_scores(corpus: Corpus, scores: Floats, ids: NDArray[np.bytes_]) -> Floats:

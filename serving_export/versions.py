@@ -6,6 +6,7 @@ version is built under a name that is none, and gets its number by one rename.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -22,6 +23,11 @@ _INCOMING = ".incoming"
 _REMOVED = ".removed"
 _WITHDRAWN = ".withdrawn-"
 _COPY_BYTES = 1 << 20
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
+
+class Superseded(ArtifactError):
+    """Another version was added meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +52,40 @@ class VersionFolder:
         """Versions that every variant has, rising."""
         return sorted(set.intersection(*(self._visible(v) for v in self.variants)))
 
+    def newest(self) -> int:
+        """The newest version that every variant has, 0 where there is none."""
+        return max(self.versions(), default=0)
+
     def add(
-        self, sources: Mapping[str, Path], extras: Mapping[str, Mapping[str, bytes]], keep: int
+        self,
+        sources: Mapping[str, Path],
+        extras: Mapping[str, Mapping[str, bytes]],
+        keep: int,
+        after: int | None = None,
     ) -> int:
         """Copy the SavedModels of all variants in, as the next version, and return its number.
+
+        Files of older versions are linked, not copied: nothing writes into a version.
 
         Args:
             sources: a SavedModel folder for each variant.
             extras: by variant, content of further files by their path in the version folder.
             keep: versions that stay, this one included; older ones are removed.
+            after: what was the newest version when this one was made of it; any if None.
 
         Raises:
+            Superseded: another version is the newest by now.
             ArtifactError: a source is no SavedModel, or the folder cannot be written.
         """
         for variant in self.variants:
             if not (sources[variant] / _MODEL).is_file():
                 raise ArtifactError(f"{sources[variant]} is no SavedModel: it has no {_MODEL}")
         with self._locked():
+            if after is not None and after != self.newest():
+                raise Superseded(
+                    f"{self.directory} has got version {self.newest()} since version {after} was "
+                    "read: do it again"
+                )
             staged = {v: self._stage(v, sources[v], extras[v]) for v in self.variants}
             number = 1 + max(self._taken(), default=0)
             for variant, folder in staged.items():
@@ -142,14 +165,28 @@ class VersionFolder:
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             name = file.relative_to(source)
             if str(name) not in (_MODEL, *extras):
-                _copy(file, staged / name)
+                self._place(file.resolve(), staged / name)
         for relative, content in extras.items():
             _write(content, staged / relative)
-        _copy(source / _MODEL, staged / f".{_MODEL}")
+        self._place((source / _MODEL).resolve(), staged / f".{_MODEL}")
         (staged / f".{_MODEL}").rename(staged / _MODEL)
         for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
             _sync(folder)
         return staged
+
+    def _place(self, source: Path, target: Path) -> None:
+        """Copy a file, or link one of an older version."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_relative_to(self.directory.resolve()):
+            try:
+                target.hardlink_to(source)
+            except OSError as error:
+                # Not every file system has links.
+                if error.errno not in _NO_LINKS:
+                    raise
+            else:
+                return
+        _copy(source, target)
 
     def _prune(self, variant: str, keep: int) -> None:
         visible = sorted(self._visible(variant))
@@ -168,7 +205,6 @@ class VersionFolder:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reading, target.open("xb") as writing:
         shutil.copyfileobj(reading, writing, _COPY_BYTES)
         writing.flush()

@@ -47,7 +47,7 @@ features:
 model: {embedding_dim: 16, dropout: 0.1}
 train: {epochs: 6, global_batch_size: 32, learning_rate: 0.02}
 evaluation: {k: [1, 10, 20], bootstrap_samples: 50}
-export: {index: {k: 20}, parity_queries: 64}
+export: {index: {k: 20}, parity_queries: 64, filters: [cluster, price], availability: true}
 registry: {model: planted}
 scoring: {k: 5, users_per_part: 30}
 cluster: {master: "local[2]"}

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -96,6 +98,32 @@ def test_one_user_is_answered_by_the_champion(finished_run):
     unknown = recsys("recommend", "--run-dir", finished_run, "--user", "nobody")
     assert unknown.returncode == 1
     assert "has no user 'nobody'" in unknown.stderr
+
+
+def test_the_registered_model_filters_by_columns_of_the_query(finished_run):
+    mlflow.set_tracking_uri(f"sqlite:///{finished_run.parent / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model("models:/planted@champion")
+    assert {"filter_cluster", "filter_price"} < set(model.metadata.get_input_schema().input_names())
+    histories = [["i1", "i7"], ["i1", "i7"], [], ["i3"]]
+    frame = pd.DataFrame(
+        {
+            "history": histories,
+            "filter_cluster": [["c1", "c2"], [], ["c1"], ["no such"]],
+            "filter_price": [[np.nan, np.nan], [12.0, 13.0], [np.nan, 14.0], [np.nan, np.nan]],
+        }
+    )
+    clicks = pd.read_csv(finished_run.parent.parent / "planted" / "clicks.csv")
+    items = clicks.drop_duplicates("item").set_index("item")
+    first, second, third, none = model.predict(frame, params={"k": 6})["ids"]
+    assert len(first) == 6
+    assert set(items.loc[first, "cluster"]) <= {"c1", "c2"}
+    assert items.loc[second, "price"].between(12, 13).all()
+    assert set(items.loc[third, "cluster"]) == {"c1"}
+    assert (items.loc[third, "price"] <= 14).all()
+    assert none == []
+    plain = model.predict(frame[["history"]], params={"k": 60})["ids"]
+    # Without the columns nothing is filtered; with them the same items are left, in their order.
+    assert first == [i for i in plain[0] if items.loc[i, "cluster"] in ("c1", "c2")][:6]
 
 
 def test_a_finished_run_is_not_repeated(finished_run, clicks_config):

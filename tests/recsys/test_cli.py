@@ -49,6 +49,7 @@ def test_help_lists_the_steps_and_loads_nothing_heavy():
         "tune",
         "publish",
         "withdraw",
+        "availability",
         "champion",
         "lineage",
         "rollback",

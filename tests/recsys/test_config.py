@@ -179,3 +179,27 @@ def test_config_is_light():
     code = "import sys, recsys.config, recsys.schema, recsys.artifacts; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert not loaded & {"tensorflow", "pyspark", "mlflow", "pandas", "tf_keras"}
+
+
+@pytest.mark.parametrize(
+    ("filters", "told"),
+    [
+        (
+            "[hystory]",
+            r"export\.filters: 'hystory' is no candidate feature .*\['item_id', 'price'\]",
+        ),
+        ("[title]", r"'title' is no candidate feature of kind id, category or number"),
+        ("[price,price]", r"names one twice"),
+        ("[item_id]", r"requests give 'filter_item_id', which a feature is called too"),
+    ],
+)
+def test_filters_are_candidate_features_that_can_be_compared(minimal, filters, told):
+    more = (
+        "  - {name: price, side: candidate, kind: number}\n"
+        "  - {name: title, side: candidate, kind: text}\n"
+        "  - {name: filter_item_id, side: context, kind: category, column: page}\n"
+    )
+    minimal.write_text(minimal.read_text().replace("registry:", more + "registry:"))
+    assert load_config(minimal, ["export.filters=[price]"]).export.filters == ("price",)
+    with pytest.raises(ConfigError, match=told):
+        load_config(minimal, [f"export.filters={filters}"])

@@ -1,8 +1,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from mlflow import MlflowClient
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from recsys.artifacts import ArtifactError, ExportedModel, RegisteredModel
 from recsys.pipeline import Run
@@ -37,5 +40,24 @@ def test_publish_hands_the_champion_to_servers(run, tmp_path):
     told = json.loads((models / "scann/1/assets.extra/registered.json").read_text())
     assert told["run_id"] == registered.run_id
     assert told["digest"] == run.load("export", ExportedModel).digest
+    check_filters(models / "scann/1/assets.extra")
     with pytest.raises(ArtifactError, match="no 'planted@nobody'"):
         run.registered.publish(models, "nobody", keep=1)
+
+
+def check_filters(extra):
+    """The contract tells what to filter by, the example does, and a server is warmed up by it."""
+    filters = json.loads((extra / "contract.json").read_text())["filters"]
+    assert {name: told["input"] for name, told in filters.items()} == {
+        "cluster": "filter_cluster", "price": "filter_price",
+    }  # fmt: skip
+    assert filters["price"]["ends"] == [10, 16]
+    asked = json.loads((extra / "examples/rows.request.json").read_text())["instances"]
+    assert asked[0]["filter_cluster"] == [filters["cluster"]["frequent"][0]]
+    assert asked[0]["filter_price"] == [10, 16]
+    records = tf.data.TFRecordDataset(str(extra / "tf_serving_warmup_requests"))
+    logs = [PredictionLog.FromString(r.numpy()).predict_log.request for r in records]
+    warm = [log.inputs for log in logs if log.model_spec.signature_name == "recommend"]
+    prices = np.concatenate([tf.make_ndarray(inputs["filter_price"]) for inputs in warm])
+    assert np.isnan(prices).any()
+    assert (prices > 16).any()

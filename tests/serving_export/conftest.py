@@ -308,7 +308,7 @@ def tiny():
 def world(tmp_path_factory):
     """Exported once; then the folders it was made from are deleted and the export is moved."""
     root = tmp_path_factory.mktemp("world")
-    config, data = run_config(), write_data(root / "data")
+    config, data = run_config(availability=True), write_data(root / "data")
     model = write_model(data, root / "model")
     export(config, data, model, root / "made" / "export")
     (root / "moved").mkdir()

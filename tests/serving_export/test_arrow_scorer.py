@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from recsys.artifacts import ArtifactError
-from serving_export.arrow_scorer import ArrowScorer
+from serving_export.arrow_scorer import ArrowScorer, _input
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,15 @@ def test_columns_of_any_arrow_type_answer_as_the_saved_model(scorer, world, tiny
     assert answer.field("items").to_pylist() == ids
     np.testing.assert_allclose(np.stack(answer.field("scores").to_pylist()), scores, atol=1e-5)
     assert len({tuple(row) for row in ids}) == 4
+
+
+def test_a_vector_that_is_missing_is_empty_in_a_filter_and_zeros_elsewhere():
+    column = pa.array([[1.0, None], None, [None, 2.0]], pa.list_(pa.float64()))
+    spec = {"dtype": "float32", "shape": [None, 2]}
+    for empty in (np.nan, 0.0):
+        found = _input("filter_price", column, spec, empty)
+        expected = [[1, np.nan], [empty, empty], [np.nan, 2]]
+        np.testing.assert_array_equal(found, np.array(expected, np.float32))
 
 
 def test_slices_and_no_rows(scorer, tiny):

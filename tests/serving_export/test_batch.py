@@ -83,6 +83,22 @@ def test_champion_is_scored_and_rescoring_replaces(spark, users, config, tmp_pat
         client.delete_registered_model_alias("tiny", "champion")
 
 
+def test_what_is_listed_as_not_available_is_recommended_to_nobody(
+    spark, users, config, world, tiny, tmp_path
+):
+    (tmp_path / "out.csv").write_text(f"item\n{tiny.item(3)}\nno such\n", "utf-8")
+    answers = {}
+    for file in (None, str(tmp_path / "out.csv")):
+        scoring = config.scoring.model_copy(update={"unavailable": file, "k": 59})
+        wanted = config.model_copy(update={"scoring": scoring})
+        score(wanted, spark, users[0], tmp_path / "scoring", "tiny/1")
+        frame = pd.read_parquet(tmp_path / "scoring" / "recommendations").set_index("user")
+        answers[file] = frame["items"].map(list).sort_index().tolist()
+    before, after = answers.values()
+    assert all(tiny.item(3) in items for items in before)
+    assert after == [[i for i in items if i != tiny.item(3)] for items in before]
+
+
 def test_table(spark, users, config, tmp_path):
     spark.sql(f"CREATE DATABASE scored LOCATION '{tmp_path / 'warehouse'}'")
     try:

@@ -63,6 +63,12 @@ def test_contract_travels_with_the_variant_and_is_what_it_answers(world, variant
     assert contract["signatures"]["recommend"]["inputs"]["history"] == {
         "dtype": "string", "shape": [None, None],
     }  # fmt: skip
+    # Who asked for no filters has none to give.
+    assert set(contract["signatures"]["recommend"]["inputs"]) == {
+        "history", "member", "country", "basket", "clicked_at", "taste", "k", "exclusions",
+    }  # fmt: skip
+    assert "filters" not in contract
+    assert contract["availability"] is True
     assert contract["signatures"]["embed_query"]["inputs"]["taste"] == {
         "dtype": "float32", "shape": [None, 3],
     }  # fmt: skip

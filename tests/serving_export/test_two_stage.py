@@ -15,8 +15,11 @@ from recsys.models.embed import embed, in_batches, load_towers
 from recsys.models.multitask import Multitask
 from recsys.models.ranker_features import KnownItems
 from recsys.ranking_config import Ranking
+from serving_export.index import ExactIndex
+from serving_export.restrictions import restrictions
+from serving_export.retriever import Policy
 from serving_export.savedmodel import export
-from serving_export.two_stage import load_second
+from serving_export.two_stage import Stages, TwoStageRecommender, load_second
 from serving_export.verify import Expectation, _close, ask, verify
 
 CANDIDATES = 12
@@ -210,6 +213,32 @@ def test_rank_tells_the_probability_of_each_task(served, tiny):
     assert ((chance[:, :5] > 0) & (chance[:, :5] < 1)).all()
     mixed = chance[:, :5] @ [0.8, 0.2]
     assert _close(answer["scores"].numpy()[:, :5], np.log(mixed / (1 - mixed))).all()
+
+
+def test_what_may_not_be_returned_is_not_ranked(made, tiny, tmp_path):
+    """Few pass: all of them are ranked, though the index alone would not find them all."""
+    settings = Export(filters=("price",), availability=True, overfetch=2)
+    restricted = restrictions(settings, made.corpus, made.data.features, tmp_path)
+    served = TwoStageRecommender(
+        Stages(made.towers, made.second), ExactIndex(made.embeddings), made.corpus, made.data,
+        made.embeddings, Policy(True, restricted),
+    )  # fmt: skip
+    histories = [[tiny.item(n)] for n in range(1, 7)] + [[]]
+    queries = queries_of(tiny, histories, ["user 1"] * 6 + [UNKNOWN])
+    ends = np.array([[0.5, np.nan]] * 3 + [[0.9, 1]] * 3 + [[0.2, 0.3]], np.float32)
+    prices = made.corpus.features["price"]
+    dropped = [np.flatnonzero((prices < least) | (prices > most)) for least, most in ends]
+    expected = -np.sort(-offline(made, queries, dropped), axis=1)[:, :CANDIDATES]
+    request = {name: tf.constant(values) for name, values in queries.items()}
+    answer = tf.function(served.recommend)(
+        **request, k=tf.constant(100), exclusions=tf.constant([[""]] * 7), filter_price=ends
+    )
+    assert _close(answer["scores"].numpy(), expected).all()
+    assert np.isfinite(expected).sum(axis=1).tolist() == [12, 12, 12, 6, 6, 6, 7]
+    rows = {item: row for row, item in enumerate(made.corpus.item)}
+    for (least, most), ids in zip(ends, answer["ids"].numpy().tolist(), strict=True):
+        found = prices[[rows[item] for item in ids if item]]
+        assert not ((found < least) | (found > most)).any()
 
 
 def test_the_contract_says_how_many_are_ranked(made):

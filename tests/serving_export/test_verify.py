@@ -79,3 +79,11 @@ def test_model_that_does_not_load_shows_its_traceback(expectation, variants, tmp
     assert "does not answer in a fresh process (exit code 1)" in str(error.value)
     assert "Traceback (most recent call last)" in str(error.value)
     assert "SavedModel file does not exist" in str(error.value)
+
+
+def test_where_fewer_than_k_may_be_returned_each_of_them_must_be(expectation):
+    corpus, scores = expectation.corpus, np.full((2, len(expectation.corpus)), -np.inf)
+    scores[:, [4, 7]] = [[1.0, 2.0]]
+    first, second = (bytes(corpus.item[row]) for row in (7, 4))
+    answer = {"ids": np.array([[first, second, b""], [first, b"", b""]])}
+    assert module._recall(corpus, scores, answer) == 5 / 6

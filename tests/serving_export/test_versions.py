@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recsys.artifacts import ArtifactError
-from serving_export.versions import VersionFolder
+from serving_export.versions import Superseded, VersionFolder
 
 VARIANTS = ("exact", "scann")
 FILES = {
@@ -126,6 +126,31 @@ def test_a_source_without_a_graph_is_refused(folder, tmp_path):
     with pytest.raises(ArtifactError, match=r"is no SavedModel: it has no saved_model\.pb"):
         add(folder, tmp_path)
     assert folder.versions() == []
+
+
+def test_an_older_version_that_is_changed_shares_its_files(folder, source):
+    add(folder, source)
+    older = {variant: folder.directory / variant / "1" for variant in VARIANTS}
+    extras = {variant: {"assets.extra/contract.json": b"another"} for variant in VARIANTS}
+    assert folder.add(older, extras, keep=3, after=1) == 2
+    for variant, old in older.items():
+        new = folder.directory / variant / "2"
+        for name in FILES | EXTRAS:
+            is_changed = name == "assets.extra/contract.json"
+            assert (new / name).samefile(old / name) != is_changed
+        assert (new / "assets.extra/contract.json").read_bytes() == b"another"
+        assert (old / "assets.extra/contract.json").read_bytes() == b"{}"
+    folder.add(older, extras, keep=1)
+    assert (folder.directory / "exact" / "3" / "saved_model.pb").read_bytes() == b"graph"
+
+
+def test_what_was_made_of_an_older_version_is_refused(folder, source):
+    sources, extras = dict.fromkeys(VARIANTS, source), dict.fromkeys(VARIANTS, EXTRAS)
+    assert folder.newest() == 0
+    assert folder.add(sources, extras, keep=3, after=0) == 1
+    with pytest.raises(Superseded, match="has got version 1 since version 0 was read"):
+        folder.add(sources, extras, keep=3, after=0)
+    assert folder.versions() == [1]
 
 
 def killer(source, directory, call, keep):
