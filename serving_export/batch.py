@@ -51,8 +51,8 @@ def score(
     are shorter than k where fewer items may be recommended) to the table `scoring.table`, or to
     Parquet in `directory`, which is replaced as a whole.
 
-    With `scoring.only_changed` or `last`, users whose columns, version, list of what is not available
-    and k are those of the last scoring keep its answer; the result is that of scoring all.
+    With `scoring.only_changed` or `last`, users whose columns, version, k and list of what is not
+    available are those of the last scoring keep its answer; the result is that of scoring all.
     `inputs` is a hash of these.
 
     Users are parted by a hash of their id, and each part is written by the task that scores it. An
