@@ -16,11 +16,14 @@ from typing import Annotated
 import typer
 
 import recsys
+from recsys.artifacts import Scoring
 from recsys.config import ConfigError, RunConfig, load_config
 from recsys.monitored import monitored
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
+from recsys.steps import STEPS
 from recsys.summary import drift_table
+from recsys.warm_start import SCRATCH
 
 #: Exit code of `monitor` where a limit is exceeded; errors have 1.
 ALARM = 3
@@ -46,7 +49,8 @@ WarmStartOption = Annotated[
     str | None,
     typer.Option(
         "--warm-start",
-        help="begin with the weights of the `champion`, or of the model in this folder of a run",
+        help="begin with the weights of the `champion`, or of the model in this folder of a run; "
+        "`none` trains from scratch",
     ),
 ]
 NO_OVERRIDES: list[str] = []
@@ -60,7 +64,8 @@ def run(
     warm_start: WarmStartOption = None,
 ) -> None:
     """Do all steps, skip those that are finished, and show what came out."""
-    begun_with = [] if warm_start is None else [f"train.warm_start={warm_start}"]
+    named = "null" if warm_start == SCRATCH else warm_start
+    begun_with = [] if warm_start is None else [f"train.warm_start={named}"]
     started = start_run(config, [*overrides, *begun_with], run_dir)
     for step in started.steps:
         started.do(step)
@@ -168,7 +173,9 @@ def score(
 ) -> None:
     """Recommend to all users with the champion, in Spark."""
     started = _continue(run_dir)
-    started.do("score", again=True, last=last)
+    # Read now: it may be the scoring of this run, which is about to be made anew.
+    before = None if last is None else Scoring.load(RunFolder(last).step(STEPS["score"][0]))
+    started.do("score", again=True, last=before)
     started.finish()
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from recsys.artifacts import MANIFEST, ArtifactError, PreparedData, Scoring
 from recsys.drift_report import DriftReport
-from recsys.pipeline import MONITORING, Run
+from recsys.pipeline import Run
 from recsys.registered import connect_registry
 from recsys.run_folder import RunFolder
+from recsys.stale import MONITORING
 from recsys.steps import STEPS
 
 logger = logging.getLogger(__name__)

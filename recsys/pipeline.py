@@ -8,7 +8,6 @@ Spark.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from recsys.config import ConfigError, RunConfig
 from recsys.overrides import check_space, check_tunable
 from recsys.registered import Registered, connect_registry
 from recsys.run_folder import RunFolder
+from recsys.stale import TUNING, invalidate
 from recsys.steps import STEPS, steps_of
 from recsys.summary import (
     decision_lines,
@@ -54,10 +54,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Folder of `tune`, which stands beside the steps: it reads what `prepare` made, changes nothing.
-TUNING = "tuning"
-#: Folder of `monitor`, which reads what `score` and the run of its model made.
-MONITORING = "monitoring"
 _SHOWN_ITEMS = 5
 M = TypeVar("M", bound=Manifest)
 
@@ -110,7 +106,7 @@ class Run:
         if STEPS[step][1].exists(directory) and not again:
             logger.info("%s: finished before, in %s", step, directory)
             return
-        self._invalidate(step)
+        invalidate(self.folder, step)
         started = time.monotonic()
         with self.tracked():
             getattr(self, f"_{step}")(directory, **arguments)
@@ -265,26 +261,6 @@ class Run:
     def _if_finished(self, step: str, kind: type[M]) -> M | None:
         return self.load(step, kind) if kind.exists(self.directory(step)) else None
 
-    def _invalidate(self, step: str) -> None:
-        """Remove a finished result that is made again, and what later steps made of it.
-
-        What a killed attempt left stays: each step knows how to go on from there.
-        """
-        names = list(STEPS)
-        stale = [self.directory(later) for later in names[names.index(step) + 1 :]]
-        stale.append(self.folder.step(MONITORING))
-        if STEPS[step][1].exists(self.directory(step)):
-            stale.append(self.directory(step))
-        if step == "prepare":
-            stale.append(self.folder.step(TUNING))
-        for directory in stale:
-            # First, so that a kill in the middle leaves nothing that looks finished.
-            (directory / MANIFEST).unlink(missing_ok=True)
-        for directory in filter(Path.is_dir, stale):
-            # The last answers may be kept: `score` replaces its folder when the new ones are there.
-            if (step, directory) != ("score", self.directory("score")):
-                shutil.rmtree(directory)
-
     def _prepare(self, directory: Path) -> None:
         from training.prepare import prepare
 
@@ -386,7 +362,7 @@ class Run:
             rival = Rival(present.version, theirs)
         promote(self.config, registered, report, index, rival, directory)
 
-    def _score(self, directory: Path, last: Path | None = None) -> None:
+    def _score(self, directory: Path, last: Scoring | None = None) -> None:
         from serving_export.batch import score
         from serving_export.registry import find_champion
 
@@ -396,5 +372,4 @@ class Run:
             return
         data = self.load("prepare", PreparedData)
         users = str((data.directory / data.users).resolve())
-        before = None if last is None else Scoring.load(RunFolder(last).step(STEPS["score"][0]))
-        score(self.config, self.spark, users, directory, last=before)
+        score(self.config, self.spark, users, directory, last=last)

@@ -28,8 +28,9 @@ class RunFolder:
     def freeze(self, config: RunConfig) -> RunConfig:
         """Write the config of a new run, or make sure that an existing run has the same.
 
-        The sections `cluster`, `tune` and `monitoring` may change: they say where a run computes,
-        what is tried beside it and when it alarms, not what it makes.
+        The sections `cluster`, `tune`, `scoring` and `monitoring` may change: they say where a run
+        computes, what is tried beside it, whom a scoring that is done again asks for and when it
+        alarms, not what model a run makes.
 
         Raises:
             ConfigError: the folder belongs to a run with other settings, whose keys are named, or
@@ -82,7 +83,7 @@ class RunFolder:
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"cluster", "tune", "monitoring"})
+    return config.model_dump(mode="json", exclude={"cluster", "tune", "scoring", "monitoring"})
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -124,6 +124,11 @@ class Feature(BaseModel):
         return self.kind in ("id", "category")
 
 
+def filter_input(feature: str) -> str:
+    """Input of the served signatures that filters items by a candidate feature."""
+    return f"filter_{feature}"
+
+
 def missing_value(feature: Feature) -> str | float | int | list[float]:
     """What stands for a missing value in records and requests."""
     if feature.vector_dim:

@@ -8,6 +8,8 @@ from recsys.artifacts import ArtifactError, Manifest, PreparedData, TrainedModel
 from recsys.config import ConfigError, RunConfig
 from recsys.model_config import FIXED_BY_WARM_START
 
+#: Folder of the copy, in that of what trains.
+START = "start"
 _SCRATCH = "or leave train.warm_start empty to train from scratch"
 
 

@@ -22,7 +22,7 @@ from recsys.model_config import CHAMPION
 from recsys.overrides import with_values
 from recsys.registered import connect_registry
 from recsys.run_folder import RunFolder
-from recsys.starting_model import StartingModel, check_fits, check_learned_before
+from recsys.starting_model import START, StartingModel, check_fits, check_learned_before
 from recsys.steps import STEPS
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Folder of the copy; in MLflow, of the artifacts that a later run may begin with.
-_FOLDER = "start"
+#: What stands for no model, where one is asked for.
+SCRATCH = "none"
 _TOWERS = "towers"
 _KEY = "train.warm_start"
 
@@ -83,7 +83,7 @@ class WarmStart:
             ArtifactError: there is no model, or it has learned labels that it is to be tested with.
             ConfigError: the model does not fit the config.
         """
-        copy = directory / _FOLDER
+        copy = directory / START
         if StartingModel.exists(copy):
             return StartingModel.load(copy)
         if self._config.train.warm_start is None or begun:
@@ -104,7 +104,7 @@ class WarmStart:
         """Let the next fit of the run begin with something else; no other step reads it.
 
         Args:
-            to: `champion`, or the folder of a run.
+            to: `champion`, the folder of a run, or `none` to train from scratch.
             begun: whether a fit was interrupted; it would go on from its checkpoint.
 
         Returns:
@@ -112,9 +112,9 @@ class WarmStart:
 
         Raises:
             ConfigError: a fit has begun with other weights, or these do not fit.
-            ArtifactError: there is no model.
+            ArtifactError: there is no model, or it has learned labels that it is to be tested with.
         """
-        named = to if to == CHAMPION else str(Path(to).resolve())
+        named = None if to == SCRATCH else to if to == CHAMPION else str(Path(to).resolve())
         if named == self._config.train.warm_start:
             return self._config
         if begun:
@@ -127,8 +127,11 @@ class WarmStart:
         with WarmStart(changed, self._folder)._found(MANIFEST) as found:
             if found is not None:
                 check_fits(*found, changed)
+                # Now, as the fit that is there is taken away before the next one looks.
+                if PreparedData.exists(data := self._folder.step(STEPS["prepare"][0])):
+                    check_learned_before(*found, changed, PreparedData.load(data))
         # Made by a fit that has not come to its first checkpoint.
-        shutil.rmtree(self._fit_folder / _FOLDER, ignore_errors=True)
+        shutil.rmtree(self._fit_folder / START, ignore_errors=True)
         return self._folder.amend(changed)
 
     @property
@@ -165,7 +168,7 @@ class WarmStart:
         if version is None:
             return None
         model = ModelVersion(name, version)
-        logged = f"{_FOLDER}/{describe(model)['digest']}/{part}".rstrip("/")
+        logged = f"{START}/{describe(model)['digest']}/{part}".rstrip("/")
         try:
             fetched = download_logged(model, logged, temporary)
         except ArtifactError as error:
@@ -186,7 +189,7 @@ def keep_for_next(tracker: Tracker, model: TrainedModel, exported: ExportedModel
 
     The folder of the run may be gone by then, or hold a later fit.
     """
-    folder, towers = f"{_FOLDER}/{exported.digest}", _to_begin_with(model)
+    folder, towers = f"{START}/{exported.digest}", _to_begin_with(model)
     tracker.log_artifact(model.directory / MANIFEST, folder)
     tracker.log_folder(model.directory / towers, f"{folder}/{towers}")
 

@@ -17,14 +17,12 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 
 from recsys.artifacts import ArtifactError
 from serving_export.handoff import VARIANTS, examples
-from serving_export.unavailable import with_listing
-from serving_export.versions import VersionFolder
+from serving_export.unavailable import compared, with_listing
+from serving_export.versions import REGISTERED, VersionFolder
 
 logger = logging.getLogger(__name__)
 
 _EXTRA = "assets.extra"
-#: Where a checkpoint of a served model keeps the ids of the candidates.
-_IDS = "_ids/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Availability(NamedTuple):
@@ -56,16 +54,9 @@ def publish_availability(directory: Path, items: Sequence[str], keep: int) -> Av
     if not newest:
         raise ArtifactError(f"{directory} holds no version of {' and '.join(VARIANTS)}")
     models = {variant: directory / variant / str(newest) for variant in VARIANTS}
-    candidates = _candidates(models[VARIANTS[0]])
-    unknown = tuple(sorted(set(items) - candidates))
-    num_unavailable = len(candidates.intersection(items))
-    if num_unavailable == len(candidates):
-        raise ArtifactError(
-            f"all {len(candidates)} items of version {newest} in {directory} are listed as not "
-            "available: nothing would be left to recommend"
-        )
+    listed = compared(models[VARIANTS[0]], items, f"version {newest} in {directory}")
     with with_listing(models, items) as changed:
-        told = json.loads((models[VARIANTS[0]] / _EXTRA / "registered.json").read_text("utf-8"))
+        told = json.loads((models[VARIANTS[0]] / REGISTERED).read_text("utf-8"))
         asked = PredictRequest.FromString(_example(models[VARIANTS[0]], "request.pb"))
         tensors = {name: tf.make_ndarray(value) for name, value in asked.inputs.items()}
         extras = examples(changed, told["name"], tensors)
@@ -73,13 +64,7 @@ def publish_availability(directory: Path, items: Sequence[str], keep: int) -> Av
             _check(content[f"{_EXTRA}/examples/response.pb"], items, variant)
         number = folder.add(changed, extras, keep, after=newest)
     logger.info("version %d of %s is version %d with another list", number, directory, newest)
-    return Availability(number, len(candidates), num_unavailable, unknown)
-
-
-def _candidates(model: Path) -> set[str]:
-    """Ids of all items of a SavedModel, without loading it."""
-    checkpoint = tf.train.load_checkpoint(str(model / "variables" / "variables"))
-    return {item.decode() for item in checkpoint.get_tensor(_IDS).tolist()}
+    return Availability(number, *listed)
 
 
 def _example(model: Path, name: str) -> bytes:

@@ -25,7 +25,7 @@ from recsys.config import RunConfig
 from serving_export.arrow_scorer import BATCH, ArrowScorer
 from serving_export.partial import resumed
 from serving_export.registry import CHAMPION, ModelVersion, describe, download, resolve
-from serving_export.unavailable import listing, read_items, write_listing
+from serving_export.unavailable import compared, listing, read_items, write_listing
 from serving_export.unchanged import HASH, INPUTS, KEPT, last_result, with_inputs, with_last
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ def score(
         result.mkdir(exist_ok=True)
         download(chosen, folder / copy)
         if listed is not None:
-            for variant in sorted((folder / copy / "artifacts").iterdir()):
-                write_listing(variant, listed)
+            _take_out(folder / copy, listed, chosen)
         found, kept = _write_parts(table, parts, folder / copy, chosen, config.scoring.k)
         if found != num_users:
             raise ArtifactError(
@@ -139,7 +138,8 @@ def register_function(
 
     The first argument is a struct of query features by name (and maybe `exclusions`), the second
     how many items; the result has `items` and `scores`, best first. The version is the one that an
-    alias means now.
+    alias means now, with the list that it was registered with: `scoring.unavailable` is read by
+    `score` alone.
 
     Args:
         config: `registry.model`.
@@ -185,8 +185,20 @@ def _content(table: DataFrame, users: str) -> tuple[int, str]:
     return row["rows"], f"{users} {table.schema.simpleString()} {row['total']}"
 
 
+def _take_out(copy: Path, listed: Sequence[str], model: ModelVersion) -> None:
+    for variant in sorted((copy / "artifacts").iterdir()):
+        write_listing(variant, listed)
+        # The other variant has the same items.
+        found = compared(variant, listed, model.uri)
+    logger.info("%d of %d items are not available", found.num_unavailable, found.num_items)
+    if found.unknown:
+        logger.warning(
+            "%d listed ids are not in the corpus, such as %s", len(found.unknown), found.unknown[0]
+        )
+
+
 def _digest(items: list[str]) -> str:
-    return hashlib.sha256(listing(items).encode()).hexdigest()[:16]
+    return hashlib.sha256(listing(sorted(items)).encode()).hexdigest()[:16]
 
 
 def _write_parts(

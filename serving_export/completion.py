@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from serving_export.restrictions import Restrictions
 
+#: Queries that are searched for together: each holds a score of every candidate, and more than one.
+_AT_ONCE = 32
+
 
 class Query(NamedTuple):
     """What the graph knows of a batch of queries.
@@ -35,7 +38,7 @@ class Query(NamedTuple):
 
 
 class Completion(tf.Module):
-    """Finds by exact search what an index has left out; `n * N` floats for n short answers.
+    """Finds by exact search what an index has left out; holds a few `[32, N]` at a time.
 
     Args:
         restrictions: what may be returned.
@@ -89,13 +92,23 @@ class Completion(tf.Module):
         scores: tf.Tensor,
         which: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        own = {name: tf.gather(request[name], which[:, 0]) for name in self._restrictions.inputs()}
-        all_scores = self._scores(query.only(which[:, 0]), own)
-        best, best_rows = tf.math.top_k(all_scores, tf.shape(scores)[1])
-        return (
-            tf.tensor_scatter_nd_update(rows, which, best_rows),
-            tf.tensor_scatter_nd_update(scores, which, best),
+        def replace_some(
+            first: tf.Tensor, rows: tf.Tensor, scores: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            some = which[first : first + _AT_ONCE]
+            own = {n: tf.gather(request[n], some[:, 0]) for n in self._restrictions.inputs()}
+            all_scores = self._scores(query.only(some[:, 0]), own)
+            best, best_rows = tf.math.top_k(all_scores, tf.shape(scores)[1])
+            rows = tf.tensor_scatter_nd_update(rows, some, best_rows)
+            return first + _AT_ONCE, rows, tf.tensor_scatter_nd_update(scores, some, best)
+
+        _, rows, scores = tf.while_loop(
+            lambda first, *_: first < tf.shape(which)[0],
+            replace_some,
+            (tf.constant(0), rows, scores),
+            parallel_iterations=1,
         )
+        return rows, scores
 
     def _scores(self, query: Query, asked: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Score of every candidate, `[n, N]`; -inf for what may not be returned."""

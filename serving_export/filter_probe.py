@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.dataset import Corpus
-from recsys.schema import Feature
-from serving_export.restrictions import input_name
+from recsys.schema import Feature, filter_input
 
 _UNKNOWN = b"\xf0\x9f\xa4\xb7 of no item"
 #: Steps through the corpus that meet many items before they come back.
@@ -44,7 +43,7 @@ def probe(
         else:
             asked = _lists(values, is_asked)
             passes = [np.isin(values, [v for v in row if v]) for row in asked]
-        inputs[input_name(feature.name)] = asked
+        inputs[filter_input(feature.name)] = asked
         passing &= np.array(passes) | ~is_asked[:, np.newaxis]
     return inputs, passing
 

@@ -30,7 +30,7 @@ from recsys.dataset import raw_batches
 from serving_export import predict
 from serving_export.unavailable import read_listing, with_listing
 from serving_export.verify import ask
-from serving_export.versions import Superseded, VersionFolder
+from serving_export.versions import REGISTERED, Superseded, VersionFolder
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _extras(
     for variant in VARIANTS:
         signatures = predict.read_signatures(variants[variant])
         told = json.dumps(dict(registered), indent=2).encode()
-        extras[variant][f"{_EXTRA}/registered.json"] = told
+        extras[variant][REGISTERED] = told
         extras[variant][_WARM_UP] = _warm_up(registered["name"], signatures, queries, filters)
     return extras
 

@@ -29,8 +29,7 @@ from mlflow.types.schema import Schema as ColumnSchema
 from recsys.artifacts import ArtifactError, EvaluationReport, ExportedModel, RegisteredModel
 from recsys.atomic import replaced
 from recsys.config import RunConfig
-from recsys.schema import Feature, Schema
-from serving_export.restrictions import input_name
+from recsys.schema import Feature, Schema, filter_input
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +229,7 @@ def _signature(schema: Schema, filters: Sequence[str]) -> ModelSignature:
     columns.append(ColSpec(Array(DataType.string), "exclusions", required=False))
     for feature in (schema[name] for name in filters):
         asked = Array(_COLUMN_TYPES[feature.dtype])
-        columns.append(ColSpec(asked, input_name(feature.name), required=False))
+        columns.append(ColSpec(asked, filter_input(feature.name), required=False))
     return ModelSignature(
         inputs=ColumnSchema(columns),
         outputs=ColumnSchema(

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from recsys.config import Export
 from recsys.dataset import Corpus
-from recsys.schema import Schema
+from recsys.schema import Schema, filter_input
 from serving_export.filters import Between, OneOf, item_filters
 from serving_export.unavailable import FILE, Unavailable, listing
 
@@ -40,7 +40,7 @@ class Restrictions(tf.Module):
 
     def inputs(self) -> dict[str, tf.TensorSpec]:
         """Further inputs of the signatures."""
-        return {input_name(n): f.spec(input_name(n)) for n, f in self._filters.items()}
+        return {filter_input(n): f.spec(filter_input(n)) for n, f in self._filters.items()}
 
     def fetched(self, request: Mapping[str, tf.Tensor], k: tf.Tensor) -> tf.Tensor:
         """Candidates to fetch so that about `k` may be returned to each query, int32 `[]`.
@@ -49,7 +49,7 @@ class Restrictions(tf.Module):
         """
         share = tf.ones([], tf.float32)
         for name, one in self._filters.items():
-            share *= one.share(request[input_name(name)])
+            share *= one.share(request[filter_input(name)])
         if self._unavailable is not None:
             share *= 1.0 - self._unavailable.share()
         # A batch without queries has no least share.
@@ -65,22 +65,17 @@ class Restrictions(tf.Module):
         """
         allowed = tf.ones_like(rows, tf.bool)
         for name, one in self._filters.items():
-            allowed &= one.passes(request[input_name(name)], rows)
+            allowed &= one.passes(request[filter_input(name)], rows)
         if self._unavailable is not None:
             allowed &= tf.logical_not(self._unavailable.among(rows))
         return allowed
 
     def describe(self) -> dict[str, Any]:
         """Part of the contract: each filter by feature name, with its input, and the list."""
-        filters = {n: {"input": input_name(n)} | f.describe() for n, f in self._filters.items()}
+        filters = {n: {"input": filter_input(n)} | f.describe() for n, f in self._filters.items()}
         return ({"filters": filters} if filters else {}) | (
             {"availability": True} if self._unavailable is not None else {}
         )
-
-
-def input_name(feature: str) -> str:
-    """Input of the signatures that filters by a feature."""
-    return f"filter_{feature}"
 
 
 def restrictions(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,8 @@ FILE = "unavailable-items.txt"
 #: Place in a SavedModel.
 ASSET = f"assets/{FILE}"
 #: TensorFlow fills no table from an empty file.
+#: Where a checkpoint of a served model keeps the ids of the candidates.
+_IDS = "_ids/.ATTRIBUTES/VARIABLE_VALUE"
 _FIRST_LINE = "# ids of items that are not available, one a line"
 
 
@@ -106,10 +109,37 @@ def write_listing(model: Path, items: Iterable[str]) -> None:
     """
     if read_listing(model) is None:
         raise ArtifactError(
-            f"{model} cannot be told what is not available: set `export.availability: true` and do "
-            "`recsys export` again; nothing is trained"
+            f"{model} cannot be told what is not available: it was exported without "
+            "`export.availability: true`, which the config of a new run can set"
         )
     write_atomically(model / ASSET, listing(items))
+
+
+class Listed(NamedTuple):
+    """A list beside the items of a model: how many it has, how many are listed, unknown ids."""
+
+    num_items: int
+    num_unavailable: int
+    unknown: tuple[str, ...]
+
+
+def compared(model: Path, items: Iterable[str], name: str) -> Listed:
+    """Compare a list with the items of a SavedModel, without loading it.
+
+    Raises:
+        ArtifactError: no item would be left.
+    """
+    checkpoint = tf.train.load_checkpoint(str(model / "variables" / "variables"))
+    variable = next(n for n in checkpoint.get_variable_to_shape_map() if n.endswith(_IDS))
+    candidates = {item.decode() for item in checkpoint.get_tensor(variable).tolist()}
+    listed = set(items)
+    if candidates <= listed:
+        raise ArtifactError(
+            f"all {len(candidates)} items of {name} are listed as not available: nothing would be "
+            "left to recommend"
+        )
+    unknown = tuple(sorted(listed - candidates))
+    return Listed(len(candidates), len(candidates & listed), unknown)
 
 
 @contextmanager

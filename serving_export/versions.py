@@ -17,6 +17,8 @@ from pathlib import Path
 
 from recsys.artifacts import ArtifactError
 
+#: File of a version that tells which registered model it holds.
+REGISTERED = "assets.extra/registered.json"
 _MODEL = "saved_model.pb"
 _LOCK = ".lock"
 _INCOMING = ".incoming"
@@ -188,9 +190,17 @@ class VersionFolder:
                 return
         _copy(source, target)
 
+    def _model_of(self, variant: str, number: int) -> bytes | int:
+        told = self._folder(variant, number) / REGISTERED
+        return told.read_bytes() if told.is_file() else number
+
     def _prune(self, variant: str, keep: int) -> None:
         visible = sorted(self._visible(variant))
-        old = [self._folder(variant, number) for number in visible[: -max(keep, 1)]]
+        kept = set(visible[-max(keep, 1) :])
+        # Versions that differ in the list of available items alone push no earlier model out.
+        newest_of = {self._model_of(variant, number): number for number in visible}
+        kept.update(sorted(newest_of.values())[-max(keep, 1) :])
+        old = [self._folder(variant, number) for number in visible if number not in kept]
         # A withdrawn version holds its number until a newer one does.
         old += [
             self.directory / variant / f"{_WITHDRAWN}{number}"

@@ -41,6 +41,7 @@ from recsys.metrics import coverage, novelty, per_query, self_information
 from recsys.ranks import Ranking, candidate_lists, rank_queries
 from training.als import als_baseline
 from training.embeddings import two_tower_scorer
+from training.list_quality import CALIBRATION
 from training.outcomes import read_outcomes
 from training.slices import slices
 from training.two_stage import (
@@ -93,6 +94,9 @@ def evaluate(
     report = _report(config, data, window, rankings, directory)
     if lists is not None:
         found = impressions(lists, window.queries)
+        if lists.log_odds is not None:
+            # Its scores are the chance of what `order` names, not of the label alone.
+            found["model"] = {m: v for m, v in found["model"].items() if m not in CALIBRATION}
         report = report.model_copy(update={"impressions": found})
     if lists is not None and ranker is not None and ranker.tasks:
         outcomes = read_outcomes(data, data.test, window.corpus, list(ranker.tasks))

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from recsys.binary_metrics import auc, expected_calibration_error, grouped_auc, log_loss
 
+#: Metrics of `list_quality` that take scores for log odds.
+CALIBRATION = ("log_loss", "calibration_error")
 _K = 10
 
 

@@ -66,7 +66,7 @@ def rank(
     if config.train.refit and model.before_refit is None:
         raise ArtifactError(
             f"{model.directory} holds only towers that have learned the validation labels, which "
-            "are to train the ranker: run `recsys fit` again with the `ranking` section"
+            "are to train the ranker: run `recsys fit` again"
         )
     tf.keras.utils.set_random_seed(config.seed)
     tf.config.experimental.enable_op_determinism()
@@ -80,7 +80,7 @@ def rank(
         outcomes = read_outcomes(data, data.validation, corpus, tasks) if tasks else None
         requests = Requests(queries, held_out, outcomes)
         lists = write_lists(data, scorer, requests, depth, folder / _LISTS)
-        _require_labels(lists, tasks)
+        _require_labels(lists, settings.tasks)
         before, after = _statistics(data, corpus)
         ranker = (Multitask if tasks else Ranker)(
             settings,
@@ -120,15 +120,17 @@ def _scorer(
     return two_tower_scorer(towers, data, corpus, queries.history, data.validation)
 
 
-def _require_labels(lists: Lists, tasks: Sequence[str]) -> None:
+def _require_labels(lists: Lists, tasks: Mapping[str, float]) -> None:
     for part, purpose in ((TRAIN, "train"), (HELD_OUT, "calibrate")):
         found, of = lists.with_label[part], lists.requests[part]
         logger.info("%s: %d of %d lists hold their label", part, found, of)
         for task, positives in zip(tasks, lists.positives[part], strict=False):
             logger.info("%s: %d candidates with %s", part, positives, task)
-        if found and lists.positives[part].all():
+        # A task of weight 0 is only measured, where it can be.
+        counted = zip(tasks.items(), lists.positives[part], strict=False)
+        labels = [task for (task, weight), n in counted if weight and not n]
+        if found and not labels and lists.positives[part].any():
             continue
-        labels = [t for t, n in zip(tasks, lists.positives[part], strict=False) if not n]
         what = f"events {labels[0]!r} after {of}" if labels else f"{of} labels of"
         raise ArtifactError(
             f"retrieval finds none of the {what} validation queries that are to {purpose} the "
@@ -150,7 +152,7 @@ def _statistics(
 
 def _log_odds(lists: Lists) -> NDArray[np.float64]:
     """Where the logits begin, `[outputs]`."""
-    share = lists.positives[TRAIN] / (lists.requests[TRAIN] * lists.depth)
+    share = np.maximum(lists.positives[TRAIN], 1) / (lists.requests[TRAIN] * lists.depth)
     odds: NDArray[np.float64] = logit(share)
     return odds
 

@@ -13,7 +13,7 @@ from recsys.artifacts import (
     Scoring,
 )
 from recsys.config import ConfigError, RunConfig
-from recsys.pipeline import MONITORING, TUNING, Run
+from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 from recsys.steps import STEPS
 
@@ -54,40 +54,15 @@ def test_a_step_done_again_takes_away_what_later_steps_made_of_it(run):
     assert set(after.baselines) == {"popularity", "markov"}
 
 
-def test_preparing_again_takes_away_what_was_tuned_on_it(config, tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    folder.freeze(config)
-    folder.step(TUNING).mkdir()
-    Run(folder, config)._invalidate("fit")
-    assert folder.step(TUNING).is_dir()
-    Run(folder, config)._invalidate("prepare")
-    assert not folder.step(TUNING).exists()
-
-
-def test_scoring_again_takes_away_what_was_found_of_the_last_scoring(config, tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    folder.freeze(config)
-    folder.step(MONITORING).mkdir()
-    scoring = Run(folder, config).directory("score")
-    scoring.mkdir()
-    (scoring / "manifest.json").write_text("{}")
-    (scoring / "recommendations").mkdir()
-    Run(folder, config)._invalidate("score")
-    assert not folder.step(MONITORING).exists()
-    # Answers of users who have not changed may be kept.
-    assert [path.name for path in scoring.iterdir()] == ["recommendations"]
-    Run(folder, config)._invalidate("promote")
-    assert not scoring.exists()
-
-
 @pytest.mark.spark
 def test_a_run_keeps_the_answers_of_the_run_that_scored_last(run, finished_run, spark, tmp_path):
     shutil.copy(finished_run.parent / "mlflow.db", tmp_path)
-    run.do("score", again=True, last=finished_run)
+    run.do("score", again=True, last=Scoring.load(finished_run / "scoring"))
     scoring = run.load("score", Scoring)
     assert scoring.num_kept == scoring.num_users == 450
-    with pytest.raises(ArtifactError, match=r"elsewhere/scoring/manifest.json.*`recsys score`"):
-        run.do("score", again=True, last=tmp_path / "elsewhere")
+    # Its own answers too, though its result is made anew.
+    run.do("score", again=True, last=scoring)
+    assert run.load("score", Scoring).num_kept == 450
 
 
 def test_a_failure_marks_the_mlflow_run_and_the_next_attempt_continues_it(run):

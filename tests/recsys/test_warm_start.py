@@ -131,3 +131,9 @@ def test_the_next_fit_of_a_run_may_begin_with_something_else(next_config, finish
         folder.config() == changed == with_values(scratch, {"train.warm_start": str(finished_run)})
     )
     assert WarmStart(changed, folder).change(str(finished_run), begun=True) == changed
+    # Told before the fit that is there is taken away.
+    shutil.copytree(finished_run / "data", folder.step("data"))
+    with pytest.raises(ArtifactError, match="has learned labels until"):
+        warm_start.change(str(finished_run), begun=False)
+    assert WarmStart(changed, folder).change("none", begun=False) == scratch
+    assert folder.config() == scratch

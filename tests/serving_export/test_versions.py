@@ -99,6 +99,14 @@ def test_versions_are_numbered_whole_and_pruned(folder, source):
     assert [p.name for p in folder.directory.iterdir() if p.name.startswith(".")] == [".lock"]
 
 
+def test_lists_of_what_is_available_push_no_earlier_model_out(folder, source):
+    for name in (b"A", b"B", b"B", b"B", b"B"):
+        extras = EXTRAS | {"assets.extra/registered.json": name}
+        folder.add(dict.fromkeys(VARIANTS, source), dict.fromkeys(VARIANTS, extras), keep=2)
+    assert folder.versions() == [1, 4, 5]
+    assert [folder.withdraw() for _ in range(2)] == [(5, 4), (4, 1)]
+
+
 def test_the_newest_is_never_removed(folder, source):
     assert [add(folder, source, keep=0) for _ in range(2)] == [1, 2]
     assert folder.versions() == [2]
