@@ -53,7 +53,7 @@ def test_another_list_for_a_while_leaves_the_model(model):
 
 
 def test_a_model_without_a_list_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match=r"set `export\.availability: true` and do `recsys ex"):
+    with pytest.raises(ArtifactError, match=r"exported without `export\.availability: true`"):
         write_listing(tmp_path, ["a"])
     assert list(tmp_path.iterdir()) == []
 
