@@ -57,7 +57,8 @@ class Study:
     cold: tuple[str, ...] = ()
 
 
-ENCODERS = {f"encoder {kind}": (f"model.history.kind={kind}",) for kind in ("mean", "gru", "lstm")}
+KINDS = ("mean", "lstm", "attention")
+ENCODERS = {f"encoder {kind}": (f"model.history.kind={kind}",) for kind in KINDS}
 SAMPLED = "model.loss.full_softmax_up_to=0"
 STUDIES = {
     "amazon_beauty": Study(
@@ -96,10 +97,7 @@ STUDIES = {
     "eshop_clothing": Study(
         "training/configs/eshop_clothing.yaml",
         {"recall@20": ("Markov", 0.7044, 0.75), "mrr@20": ("Markov", 0.2578, 0.29)},
-        variants={
-            f"encoder {kind}": (f"model.history.kind={kind}",)
-            for kind in ("mean", "lstm", "attention")
-        }
+        variants={f"encoder {kind}": (f"model.history.kind={kind}",) for kind in KINDS}
         | {"no score for seen items": ("model.history.repeats=false",)},
     ),
     "taobao": Study(
