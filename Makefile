@@ -20,7 +20,7 @@ demo: $(VENV)/installed  ## train, evaluate, export and promote a recommender on
 	$(BIN)/recsys run --config eshop_clothing --run-dir runs/demo
 
 test: $(VENV)/installed  ## run the tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed  ## style, types, import contracts, spelling
 	$(BIN)/ruff check .
