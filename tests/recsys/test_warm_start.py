@@ -132,7 +132,10 @@ def test_the_next_fit_of_a_run_may_begin_with_something_else(next_config, finish
     )
     assert WarmStart(changed, folder).change(str(finished_run), begun=True) == changed
     # Told before the fit that is there is taken away.
-    shutil.copytree(finished_run / "data", folder.step("data"))
+    data = PreparedData.load(finished_run / "data")
+    early = data.validation.model_copy(update={"first_at": data.train.first_at})
+    moved = data.model_copy(update={"directory": folder.step("data"), "validation": early})
+    moved.save()
     with pytest.raises(ArtifactError, match="has learned labels until"):
         warm_start.change(str(finished_run), begun=False)
     assert WarmStart(changed, folder).change("none", begun=False) == scratch
