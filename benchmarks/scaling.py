@@ -28,6 +28,7 @@ import recsys  # noqa: F401  # isort: skip
 
 import numpy as np
 import tensorflow as tf
+from epoch_clock import EpochClock
 from records import Record, write
 
 from recsys.artifacts import PreparedData, TrainedModel
@@ -44,22 +45,6 @@ LATENCY = 50e-6
 NUM_PAPER_WORKERS = (8, 64)
 
 
-class StepSeconds(tf.keras.callbacks.Callback):
-    """Seconds of each epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        """Start the clock."""
-        self._begun = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
-        """Stop it."""
-        self.seconds.append(time.perf_counter() - self._begun)
-
-
 def timed(config: RunConfig, data: PreparedData, result: Path) -> TrainedModel | None:
     """Train on this worker's core; the chief writes what it took to `result`."""
     rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -71,7 +56,7 @@ def timed(config: RunConfig, data: PreparedData, result: Path) -> TrainedModel |
     inputs = _Inputs(config, data)
     model = inputs.build_model([data.train])
     steps = inputs.steps_per_epoch([data.train])
-    clock = StepSeconds()
+    clock = EpochClock()
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         own = inputs.training([data.train], range(EPOCHS), share=_share(context))

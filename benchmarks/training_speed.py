@@ -28,6 +28,7 @@ import recsys  # noqa: F401  # isort: skip
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+from epoch_clock import EpochClock
 from numpy.typing import NDArray
 from records import Record, replace
 
@@ -43,22 +44,6 @@ EPOCHS = 3
 ROUNDS = 2
 _TUTORIAL_EVALUATION_BATCH = 2560
 _TUTORIAL_CANDIDATE_BATCH = 128
-
-
-class EpochSeconds(tf.keras.callbacks.Callback):
-    """Seconds of each epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        """Start the clock."""
-        self._begun = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
-        """Stop it."""
-        self.seconds.append(time.perf_counter() - self._begun)
 
 
 def ours(config: RunConfig, data: PreparedData) -> dict[str, float]:
@@ -84,7 +69,7 @@ def ours(config: RunConfig, data: PreparedData) -> dict[str, float]:
     )
     inputs = _Inputs(changed, data)
     model = inputs.build_model([data.train])
-    clock = EpochSeconds()
+    clock = EpochClock()
     steps = inputs.steps_per_epoch([data.train])
     batches = inputs.training([data.train], range(EPOCHS))
     model.fit(batches, epochs=EPOCHS, steps_per_epoch=steps, verbose=0, callbacks=[clock])
@@ -123,7 +108,7 @@ def tutorial(config: RunConfig, data: PreparedData) -> dict[str, float]:
     model = Tutorial(items[items != b""])
     model.compile(optimizer=tf.keras.optimizers.Adagrad(learning_rate=0.1))
     train = tf.data.Dataset.from_tensor_slices(examples).shuffle(10_000).batch(LABELS_PER_STEP)
-    clock = EpochSeconds()
+    clock = EpochClock()
     model.fit(train.cache(), epochs=EPOCHS, verbose=0, callbacks=[clock])
     queries = tf.data.Dataset.from_tensor_slices(_queries(data))
     test = queries.batch(_TUTORIAL_EVALUATION_BATCH).cache()
@@ -154,7 +139,7 @@ def _queries(data: PreparedData) -> dict[str, NDArray[np.bytes_]]:
     return {"history": ids[queries.history], "label": ids[queries.label]}
 
 
-def _figures(clock: EpochSeconds, validate: object) -> dict[str, float]:
+def _figures(clock: EpochClock, validate: object) -> dict[str, float]:
     validate()  # type: ignore[operator]
     begun = time.perf_counter()
     validate()  # type: ignore[operator]

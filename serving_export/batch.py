@@ -186,10 +186,11 @@ def _content(table: DataFrame, users: str) -> tuple[int, str]:
 
 
 def _take_out(copy: Path, listed: Sequence[str], model: ModelVersion) -> None:
-    for variant in sorted((copy / "artifacts").iterdir()):
+    variants = sorted((copy / "artifacts").iterdir())
+    for variant in variants:
         write_listing(variant, listed)
-        # The other variant has the same items.
-        found = compared(variant, listed, model.uri)
+    # The other has the same items.
+    found = compared(variants[0], listed, model.uri)
     logger.info("%d of %d items are not available", found.num_unavailable, found.num_items)
     if found.unknown:
         logger.warning(

@@ -324,6 +324,18 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def variants(world):
+    """Folders of the world's SavedModels by variant."""
+    return {name: world.exported.directory / path for name, path in world.exported.variants.items()}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Prepared data like the world's, to ask its models with."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
 def registry(world, tmp_path_factory):
     """MLflow on SQLite with the world's export as its first version."""
     root = tmp_path_factory.mktemp("registry")

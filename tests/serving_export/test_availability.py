@@ -19,16 +19,6 @@ OUT = [0, 2, 5, 31]
 
 
 @pytest.fixture(scope="module")
-def data(tiny, tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def variants(world):
-    return {name: world.exported.directory / path for name, path in world.exported.variants.items()}
-
-
-@pytest.fixture(scope="module")
 def models(variants, data, tiny, tmp_path_factory):
     """Version 1 as it was exported, version 2 by the command: four items less."""
     directory = tmp_path_factory.mktemp("models")

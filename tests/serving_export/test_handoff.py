@@ -20,16 +20,6 @@ SERVER = Path(serving_export.__file__).parent / "server"
 
 
 @pytest.fixture(scope="module")
-def data(tiny, tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def variants(world):
-    return {name: world.exported.directory / path for name, path in world.exported.variants.items()}
-
-
-@pytest.fixture(scope="module")
 def published(variants, data, tmp_path_factory):
     directory = tmp_path_factory.mktemp("models")
     assert publish(variants, data, REGISTERED, directory, keep=2) == 1

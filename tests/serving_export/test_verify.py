@@ -36,11 +36,6 @@ def expectation(world, tiny, tmp_path_factory):
     )
 
 
-@pytest.fixture
-def variants(world):
-    return {name: world.exported.directory / path for name, path in world.exported.variants.items()}
-
-
 def test_scores_know_cold_queries_and_seen_items(expectation):
     cold = [n for n, cold in enumerate(expectation._cold()) if cold]
     assert cold
