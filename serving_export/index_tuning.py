@@ -120,7 +120,7 @@ def _structures(num_candidates: int) -> list[Structure]:
     if num_candidates < _HASHED_BELOW:
         structures.append(Structure("hashed"))
     # More leaves separate better and take longer to choose from; long vectors need AVQ.
-    trees = [(root, _AVQ), (root // 2, _AVQ), (2 * root, _AVQ), (root, None)]
+    trees = [(root, _AVQ), (2 * root, _AVQ), (root // 2, _AVQ), (root, None)]
     return structures + [Structure("tree", leaves, avq) for leaves, avq in trees]
 
 

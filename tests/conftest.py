@@ -21,6 +21,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # compiled less needs more stack, which the lineage of ALS is deep in.
 os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
 
+TESTS = Path(__file__).parent
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 CLICKS_YAML = """
@@ -52,6 +53,11 @@ registry: {model: planted}
 scoring: {k: 5, users_per_part: 30}
 cluster: {master: "local[2]"}
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Flows through the whole package first: none is left to one process alone in the end."""
+    items.sort(key=lambda item: item.path.parent != TESTS)
 
 
 @pytest.fixture(scope="session")

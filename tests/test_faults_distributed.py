@@ -143,20 +143,37 @@ def finish(process, model, tmp_path, undisturbed, restarts=1):
 
 
 @pytest.mark.spark
-def test_workers_and_chief_killed_and_frozen_in_turn(start, tmp_path, undisturbed):
-    """After each of the first three epochs a worker is lost; the fit ends as if none had been."""
+def test_chief_and_worker_killed_and_frozen_in_turn(start, tmp_path, undisturbed):
+    """In each of the first three epochs one is lost; the fit ends as if none had been.
+
+    The first takes the newest checkpoint with it, which costs the steps since the one before.
+    """
     process, model = start(LOCAL)
-    for epoch, (rank, death) in enumerate(
-        [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)], 1
+    for reached, rank, death in (
+        ("epoch-0001-step-00000006", 0, signal.SIGKILL),
+        ("epoch-0002", 1, signal.SIGKILL),
+        ("epoch-0003", 1, signal.SIGSTOP),
     ):
-        reached = model / f"checkpoints/epoch-{epoch:04d}/state.json"
-        wait_for(reached.is_file, process, tmp_path)
+        wait_for((model / f"checkpoints/{reached}/state.json").is_file, process, tmp_path)
         os.kill(worker(model, rank), death)
+        if reached == "epoch-0001-step-00000006":
+            damaged = damage_newest(model / "checkpoints")
     log, told = finish(process, model, tmp_path, undisturbed, restarts=3)
-    assert re.search("worker 1 on .*: killed by SIGKILL", told)
     assert re.search("worker 0 on .*: killed by SIGKILL", told)
+    assert re.search("worker 1 on .*: killed by SIGKILL", told)
     assert re.search(r"worker 1 on .*: no sign of life for \d+ s", told)
+    second = (model / "launch/attempt-0002/rank-0.log").read_text()
+    assert f"{damaged} cannot be read, the one before is used" in second
+    assert "resume after epoch 1, step " in second
     assert "resume after epoch 3, step " in log
+
+
+def damage_newest(checkpoints):
+    """Overwrite the weights of the newest checkpoint; gives its name."""
+    newest = sorted(checkpoints.glob("*/state.json"))[-1].parent
+    for file in newest.glob("weights.data*"):
+        file.write_bytes(b"\0" * file.stat().st_size)
+    return newest.name
 
 
 @pytest.mark.spark
@@ -190,16 +207,3 @@ def test_a_full_disk_is_waited_for(start, tmp_path, undisturbed):
         assert re.search("restart 1 in 1 s: .*No space left on device", told)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-@pytest.mark.spark
-def test_a_damaged_checkpoint_costs_its_steps_only(start, tmp_path, undisturbed):
-    process, model = start(LOCAL)
-    wait_for((model / "checkpoints/epoch-0001-step-00000006/state.json").is_file, process, tmp_path)
-    os.kill(worker(model, 0), signal.SIGKILL)
-    newest = sorted((model / "checkpoints").glob("*/state.json"))[-1].parent
-    for file in newest.glob("weights.data*"):
-        file.write_bytes(b"\0" * file.stat().st_size)
-    log, _ = finish(process, model, tmp_path, undisturbed)
-    assert f"{newest.name} cannot be read, the one before is used" in log
-    assert "resume after epoch 1, step " in log

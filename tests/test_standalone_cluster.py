@@ -35,17 +35,17 @@ gpus = {
 memory = {"spark.driver.memory": "512m", "spark.executor.memory": "512m"}
 cluster = Cluster(kind="spark", workers=2, master=master, spark=gpus | memory, max_restarts=0)
 spark = spark_session(cluster, "standalone")
-training.preflight._SLOT_SECONDS = 30
-try:
-    many = cluster.model_copy(update={"workers": 5})
-    training.preflight.check_cluster(spark, many, folder)
-except training.preflight.ClusterError as error:
-    print(error)
 spark.sparkContext.addPyFile(functions)
 sys.path.append(str(Path(functions).parent))
 import launched
 
 launch(launched.look_around, cluster, folder, folder=folder, spark=lambda: spark)
+training.preflight._SLOT_SECONDS = 1
+try:
+    many = cluster.model_copy(update={"workers": 5})
+    training.preflight.check_cluster(spark, many, folder)
+except training.preflight.ClusterError as error:
+    print(error)
 config = RunConfig.model_validate_json(Path(config).read_text())
 model = folder / "model"
 launch(fit, cluster, config, PreparedData.load(Path(data)), model, folder=model, spark=lambda: spark)
