@@ -25,7 +25,13 @@ from recsys.config import RunConfig
 from serving_export.arrow_scorer import BATCH, ArrowScorer
 from serving_export.partial import resumed
 from serving_export.registry import CHAMPION, ModelVersion, describe, download, resolve
-from serving_export.unavailable import compared, listing, read_items, write_listing
+from serving_export.unavailable import (
+    compared,
+    listing,
+    read_items,
+    write_items,
+    write_listing,
+)
 from serving_export.unchanged import HASH, INPUTS, KEPT, last_result, with_inputs, with_last
 
 logger = logging.getLogger(__name__)
@@ -33,6 +39,9 @@ logger = logging.getLogger(__name__)
 _RESULT = "recommendations"
 _MODEL = "model"
 _COUNTS = "part int, num_users bigint, num_kept bigint, found boolean"
+#: What was not available, beside the result, as `scoring.unavailable` names it.
+UNAVAILABLE = "unavailable.csv"
+_ITEM = "item"
 _NUM_KEPT = "num_kept"
 _ANSWER = "struct<items: array<string>, scores: array<float>>"
 
@@ -80,10 +89,8 @@ def score(
     table = _read(spark, users)
     num_users, content = _content(table, users)
     parts = max(1, math.ceil(num_users / config.scoring.users_per_part))
-    file = config.scoring.unavailable
-    listed = None if file is None else read_items(Path(file), "item")
-    # Workers keep a model that they have loaded from a folder: another list, another folder.
-    copy = _MODEL if listed is None else f"{_MODEL}-{_digest(listed)}"
+    listed = _listed(config)
+    copy = _MODEL + _suffix(listed)
     plan = {"model": chosen.uri, "k": config.scoring.k, "content": content, "parts": parts}
     plan["columns"] = _schema().names
     directory = directory.resolve()
@@ -95,9 +102,9 @@ def score(
     with resumed(directory, json.dumps(plan | {"copy": copy})) as folder:
         result = folder / _RESULT
         result.mkdir(exist_ok=True)
-        download(chosen, folder / copy)
+        _copy(chosen, folder / copy, listed)
         if listed is not None:
-            _take_out(folder / copy, listed, chosen)
+            write_items(folder / UNAVAILABLE, _ITEM, listed)
         found, kept = _write_parts(table, parts, folder / copy, chosen, config.scoring.k)
         if found != num_users:
             raise ArtifactError(
@@ -138,18 +145,20 @@ def register_function(
 
     The first argument is a struct of query features by name (and maybe `exclusions`), the second
     how many items; the result has `items` and `scores`, best first. The version is the one that an
-    alias means now, with the list that it was registered with: `scoring.unavailable` is read by
-    `score` alone.
+    alias means now, and what `scoring.unavailable` lists now is not recommended: both stay until
+    the function is registered again.
 
     Args:
-        config: `registry.model`.
+        config: `registry.model`, `scoring.unavailable`.
         spark: session; executors need what `score` needs.
         directory: where a copy of the model is kept, on a file system that all share.
         model: as for `score`.
         name: of the function.
     """
     chosen = resolve(model or f"{config.registry.model}@{CHAMPION}")
-    copy = download(chosen, directory.resolve() / f"{chosen.name}-{chosen.version}")
+    listed = _listed(config)
+    copy = directory.resolve() / f"{chosen.name}-{chosen.version}{_suffix(listed)}"
+    _copy(chosen, copy, listed)
     spark.udf.register(name, F.arrow_udf(_function(str(copy), chosen), _ANSWER))
     return chosen
 
@@ -185,7 +194,16 @@ def _content(table: DataFrame, users: str) -> tuple[int, str]:
     return row["rows"], f"{users} {table.schema.simpleString()} {row['total']}"
 
 
-def _take_out(copy: Path, listed: Sequence[str], model: ModelVersion) -> None:
+def _listed(config: RunConfig) -> list[str] | None:
+    file = config.scoring.unavailable
+    return None if file is None else read_items(Path(file), _ITEM)
+
+
+def _copy(model: ModelVersion, copy: Path, listed: Sequence[str] | None) -> None:
+    """Download a version and tell it what is not available."""
+    download(model, copy)
+    if listed is None:
+        return
     variants = sorted((copy / "artifacts").iterdir())
     for variant in variants:
         write_listing(variant, listed)
@@ -196,6 +214,11 @@ def _take_out(copy: Path, listed: Sequence[str], model: ModelVersion) -> None:
         logger.warning(
             "%d listed ids are not in the corpus, such as %s", len(found.unknown), found.unknown[0]
         )
+
+
+def _suffix(listed: list[str] | None) -> str:
+    """Workers keep a model that they have loaded from a folder: another list, another folder."""
+    return "" if listed is None else f"-{_digest(listed)}"
 
 
 def _digest(items: list[str]) -> str:

@@ -24,7 +24,7 @@ from recsys.drift import jensen_shannon, psi, psi_terms
 from recsys.drift_report import Distribution, DriftReport, Finding, Moved
 from recsys.monitoring_config import COVERAGE, Measure, Monitoring
 from recsys.summary import drift_table
-from serving_export.batch import score
+from serving_export.batch import UNAVAILABLE, score
 from serving_export.drift_plot import draw
 from serving_export.histograms import Histogram, histograms
 from serving_export.probes import answer_probes, feature_probes
@@ -140,10 +140,15 @@ def _sample(users: DataFrame, size: int) -> DataFrame:
 def _ask(
     config: RunConfig, spark: SparkSession, users: DataFrame, scoring: Scoring, folder: Path
 ) -> DataFrame:
-    """What the version that scored recommends to other users; who is as today is not asked anew."""
+    """What the version that scored recommends to other users of what was available then.
+
+    Who is as today is not asked anew.
+    """
     logger.info("asking the model what it recommends to users of its training")
     users.write.parquet(str((folder / "users").resolve()))
-    wanted = config.scoring.model_copy(update={"k": scoring.k, "table": None})
+    listed = scoring.directory / UNAVAILABLE
+    same = {"unavailable": str(listed) if listed.is_file() else None}
+    wanted = config.scoring.model_copy(update={"k": scoring.k, "table": None} | same)
     asked = score(
         config.model_copy(update={"scoring": wanted}),
         spark,

@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 Kind = Literal["brute_force", "hashed", "tree"]
 
 _DIMENSIONS_PER_BLOCK = 2
-#: Vectors that the tree is trained on, per leaf and at least: with ScaNN's default of 100,000 in all
+#: Vectors that a tree is trained on, per leaf and at least: with 100,000 in all (ScaNN's default)
 #: a tree of 2000 leaves over a million takes four times as long to search for the same recall.
 _SAMPLE_PER_LEAF = 256
 _LEAST_SAMPLE = 100_000

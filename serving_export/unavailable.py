@@ -84,6 +84,14 @@ def read_items(file: Path, column: str) -> list[str]:
     return items
 
 
+def write_items(file: Path, column: str, items: Iterable[str]) -> None:
+    """Write ids as `read_items` reads them."""
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([column])
+        writer.writerows([item] for item in items)
+
+
 def _id(value: str | None, place: str) -> str:
     if not value or "\n" in value:
         raise ArtifactError(f"{place}: expected the id of an item, found {value!r}")
@@ -107,12 +115,16 @@ def write_listing(model: Path, items: Iterable[str]) -> None:
     Raises:
         ArtifactError: it was exported without a list.
     """
+    _check_takes_list(model)
+    write_atomically(model / ASSET, listing(items))
+
+
+def _check_takes_list(model: Path) -> None:
     if read_listing(model) is None:
         raise ArtifactError(
             f"{model} cannot be told what is not available: it was exported without "
             "`export.availability: true`, which the config of a new run can set"
         )
-    write_atomically(model / ASSET, listing(items))
 
 
 class Listed(NamedTuple):
@@ -149,6 +161,8 @@ def with_listing(models: Mapping[str, Path], items: Iterable[str]) -> Iterator[d
     Raises:
         ArtifactError: a model was exported without a list.
     """
+    for model in models.values():
+        _check_takes_list(model)
     with TemporaryDirectory() as folder:
         linked = {name: Path(folder) / name for name in models}
         for name, model in models.items():

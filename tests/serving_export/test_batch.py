@@ -94,6 +94,12 @@ def test_what_is_listed_as_not_available_is_recommended_to_nobody(
         score(wanted, spark, users[0], tmp_path / "scoring", "tiny/1")
         frame = pd.read_parquet(tmp_path / "scoring" / "recommendations").set_index("user")
         answers[file] = frame["items"].map(list).sort_index().tolist()
+        register_function(wanted, spark, tmp_path, "tiny/1")
+        table = spark.read.parquet(users[0]).selectExpr(
+            "user", "recommend(struct(*), 59) AS answer"
+        )
+        asked = table.toPandas().set_index("user")["answer"].sort_index()
+        assert [list(answer["items"]) for answer in asked] == answers[file]
     before, after = answers.values()
     assert all(tiny.item(3) in items for items in before)
     assert after == [[i for i in items if i != tiny.item(3)] for items in before]

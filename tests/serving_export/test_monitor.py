@@ -11,6 +11,7 @@ from recsys.monitoring_config import Monitoring
 from serving_export.batch import score
 from serving_export.monitor import monitor
 from serving_export.registry import connect
+from serving_export.unavailable import write_items
 
 pytestmark = pytest.mark.spark
 
@@ -56,10 +57,16 @@ def reference(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def today(tiny, spark, config, tmp_path_factory):
-    """Three hundred users of the same kind, scored by version 1."""
+    """Three hundred users of the same kind, scored by version 1 when some items were sold out."""
     folder = tmp_path_factory.mktemp("today")
     table = write(users(tiny, 300, seed=1), folder / "users")
-    return table, score(config, spark, table, folder / "scoring", "tiny/1")
+    sold_out = folder / "sold_out.csv"
+    write_items(sold_out, "item", map(tiny.item, range(20)))
+    wanted = config.scoring.model_copy(update={"unavailable": str(sold_out)})
+    then = config.model_copy(update={"scoring": wanted})
+    scoring = score(then, spark, table, folder / "scoring", "tiny/1")
+    sold_out.unlink()
+    return table, scoring
 
 
 def test_users_of_the_same_kind_are_quiet(spark, config, reference, today, tmp_path, caplog):

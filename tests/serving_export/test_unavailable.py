@@ -10,6 +10,7 @@ from serving_export.unavailable import (
     read_items,
     read_listing,
     with_listing,
+    write_items,
     write_listing,
 )
 
@@ -55,7 +56,15 @@ def test_another_list_for_a_while_leaves_the_model(model):
 def test_a_model_without_a_list_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"exported without `export\.availability: true`"):
         write_listing(tmp_path, ["a"])
+    with pytest.raises(ArtifactError, match=f"^{tmp_path} "), with_listing({"one": tmp_path}, []):
+        pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_that_are_written_are_read(tmp_path):
+    items = ['a "1"', "b, c", "d"]
+    write_items(tmp_path / "out.csv", "item", items)
+    assert read_items(tmp_path / "out.csv", "item") == items
 
 
 def test_ids_are_read_in_their_order(tmp_path):
