@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from recsys.data_config import Data
+from recsys.list_config import Diversity
 from recsys.model_config import CHAMPION, Train, TwoTowerConfig
 from recsys.monitoring_config import Monitoring
 from recsys.ranking_config import Ranking
@@ -61,6 +62,7 @@ class Export(Section):
     overfetch: int = Field(
         10, ge=1, description="times as many candidates, at most, where some may not be returned"
     )
+    diversity: Diversity | None = Field(None, description="without it scores alone order a list")
 
 
 class Gate(Section):
@@ -205,6 +207,8 @@ class RunConfig(Section):
         if self.ranking is None:
             return
         longest = {"evaluation.k": max(self.evaluation.k), "scoring.k": self.scoring.k}
+        if self.export.diversity is not None:
+            longest["export.diversity.pool"] = self.export.diversity.pool
         for key, k in longest.items():
             if k > self.ranking.candidates:
                 raise ValueError(f"{key}={k} exceeds ranking.candidates={self.ranking.candidates}")

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from recsys.artifacts import PreparedData
 from recsys.dataset import Corpus
 from recsys.features import raw_signature
+from recsys.list_config import Diversity as Settings
 from recsys.schema import Schema
 from serving_export.completion import Completion, Query
+from serving_export.diversity import Diversity
 from serving_export.filters import contains
 from serving_export.restrictions import Restrictions
 
@@ -48,10 +50,12 @@ class Policy(NamedTuple):
     Attributes:
         prior_when_cold: whether cold queries are answered by popularity.
         restrictions: what may be returned; None where that is up to exclusions alone.
+        diversity: how likeness among those returned counts; None where it does not.
     """
 
     prior_when_cold: bool = True
     restrictions: Restrictions | None = None
+    diversity: Settings | None = None
 
 
 PLAIN = Policy()
@@ -84,13 +88,16 @@ class Retriever(tf.Module):
     Filters, and what is not available, are applied to what the index finds, which is asked for more
     then; a query that is left with fewer than k is answered by exact search over the corpus.
 
+    With diversity the best of a pool are returned in the order of `serving_export.diversity`, then
+    what is behind the pool; scores are what they were, so they no longer fall along the list.
+
     Args:
         towers: SavedModel of the towers.
         index: over the corpus.
         corpus: candidates.
         data: that the towers were trained on.
-        embeddings: of the candidates, `[N, dim]`; needed by towers that give `repeat`, and by
-            restrictions.
+        embeddings: of the candidates, `[N, dim]`; needed by towers that give `repeat`, by
+            restrictions and by diversity.
         policy: what decides beside scores.
     """
 
@@ -109,7 +116,8 @@ class Retriever(tf.Module):
             if embeddings is None
             else tf.Variable(embeddings, trainable=False, name="embeddings")
         )
-        self._prior_when_cold, self._restrictions = policy
+        self._prior_when_cold, self._restrictions, diversity = policy
+        self._diversity = None if diversity is None else Diversity(diversity, self._embeddings)
         self._schema: Schema = data.features
         self._exclude_seen = data.exclude_seen
         self._size = len(corpus)
@@ -180,8 +188,26 @@ class Retriever(tf.Module):
     def recommend(self, /, **request: tf.Tensor) -> Tensors:
         """Answer `ids` and `scores`, `[batch, min(largest k, N)]`."""
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
-        rows, scores = self._best(request, k)
-        return self._answer(rows, scores, request["k"])
+        rows, scores = self._best(request, self._ordered(k, self._size))
+        return self._answer(*self._shown(rows, scores, k), request["k"])
+
+    def retrieve(self, /, **request: tf.Tensor) -> Tensors:
+        """Answer `ids` and `scores`, `[batch, min(largest k, N)]`, by the scores of the towers."""
+        k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
+        return self._answer(*self._best(request, k), request["k"])
+
+    def _ordered(self, k: tf.Tensor, most: int) -> tf.Tensor:
+        """Number of the best that decide which k are shown, of `most` that there are."""
+        return k if self._diversity is None else tf.clip_by_value(self._diversity.pool, k, most)
+
+    def _shown(
+        self, rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What is shown of the best, `[batch, k]`."""
+        if self._diversity is None:
+            return rows, scores
+        rows, scores = self._diversity.arranged(rows, scores, k)
+        return rows[:, :k], scores[:, :k]
 
     def _best(self, request: Mapping[str, tf.Tensor], k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Find rows and scores of the best k that may be returned, `[batch, k]`; -inf for none."""

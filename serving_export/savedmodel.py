@@ -54,8 +54,8 @@ def export(
     `exact` needs stock TensorFlow ops only; `scann` needs `scann.scann_ops.py.scann_ops` imported
     before it is loaded. Signatures: `serving_export.retriever.Retriever`, with a ranker those of
     `serving_export.two_stage.TwoStageRecommender`. Each variant carries
-    `assets.extra/contract.json`: schema and its fingerprint, signature, filters, index, measured
-    recall.
+    `assets.extra/contract.json`: schema and its fingerprint, signature, filters, diversity,
+    index, measured recall.
     Beside them `index.txt` and `index.png` show what the index was chosen from.
 
     Raises:
@@ -82,14 +82,18 @@ def export(
     contract = _contract(data, report, len(corpus), ranker)
     with replaced(directory) as folder, TemporaryDirectory() as scratch:
         policy = Policy(
-            prior_when_cold, restrictions(config.export, corpus, data.features, Path(scratch))
+            prior_when_cold,
+            restrictions(config.export, corpus, data.features, Path(scratch)),
+            config.export.diversity,
         )
         if policy.restrictions is not None:
             contract |= policy.restrictions.describe()
+        if policy.diversity is not None:
+            contract |= {"diversity": policy.diversity.model_dump()}
         for name in _VARIANTS:
             logger.info("writing %s", name)
             if second is None:
-                needed = "repeat" in embedded or policy.restrictions is not None
+                needed = "repeat" in embedded or any(part is not None for part in policy[1:])
                 kept = embeddings if needed else None
                 served = Retriever(towers, indexes[name], corpus, data, kept, policy)
             else:

@@ -48,8 +48,9 @@ class TwoStageRecommender(Retriever):
     - `recommend`, also `serving_default`: inputs as those of `Retriever`. The best C that may be
       returned are ranked; gives `ids` and `scores`, `[batch, min(largest k, C, N)]`: no answer is
       longer than what was ranked. Scores are calibrated log odds. A query that is answered by
-      popularity is not ranked, and its scores are those of popularity.
-    - `retrieve`: the first stage alone, as `recommend` of `Retriever`.
+      popularity is not ranked, and its scores are those of popularity. With diversity the pool are
+      the best by those scores.
+    - `retrieve`: the first stage alone, as `recommend` of `Retriever` without diversity.
     - `rank`: the query and context features, and `candidates` string `[batch, any]`. Gives `scores`
       float32 in their places; -inf for "" and ids that are not known. With several tasks also
       `probabilities`, `[batch, any, tasks]`, in the order of the contract; 0 for "" and such ids.
@@ -82,7 +83,7 @@ class TwoStageRecommender(Retriever):
         inputs = raw_signature(self._schema.query) | {
             "candidates": tf.TensorSpec([None, None], tf.string, "candidates")
         }
-        retrieve = tf.function(super().recommend).get_concrete_function(**self._request())
+        retrieve = tf.function(self.retrieve).get_concrete_function(**self._request())
         rank = tf.function(self.rank).get_concrete_function(**inputs)
         return found | {"retrieve": retrieve, "rank": rank}
 
@@ -93,8 +94,9 @@ class TwoStageRecommender(Retriever):
         found = tf.math.is_finite(scores)
         ranked = self._ranked(features, tf.where(found, rows, -1), scores)["scores"]
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._depth)
-        best, order = tf.math.top_k(ranked, k)
-        return self._answer(tf.gather(rows, order, batch_dims=1), best, request["k"])
+        best, order = tf.math.top_k(ranked, self._ordered(k, self._depth))
+        rows = tf.gather(rows, order, batch_dims=1)
+        return self._answer(*self._shown(rows, best, k), request["k"])
 
     def rank(self, /, **request: tf.Tensor) -> Tensors:
         """Score the candidates given, `[batch, any]`."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from recsys.artifacts import ArtifactError, IndexReport, PreparedData
 from recsys.config import Export
 from recsys.dataset import Corpus
+from serving_export.diversity import follows
 from serving_export.filter_probe import probe
 from serving_export.retriever import log_prior
 from serving_export.searcher import Floats
@@ -94,8 +95,7 @@ class Expectation:
         scores = np.where(cold[:, np.newaxis], best, scores)
         ranked = np.full_like(first, -np.inf)
         np.put_along_axis(ranked, rows, np.where(found, scores, -np.inf), axis=1)
-        within = np.count_nonzero(first >= best[:, -1:] - _TIE, axis=1)
-        return ranked, ~found[:, -1] | (within <= depth)
+        return ranked, _certain(first, depth)
 
     def _by_ranker(self, second: Second, rows: NDArray[Any], first: Floats) -> Floats:
         """Log odds of `rows`, `[num_queries, ranked]`, by the pipeline that evaluation uses."""
@@ -152,6 +152,8 @@ def verify(
     Returns:
         By variant, the share of places where id and score are those of the exact answer (`exact`),
         or whose score belongs to the exact top k (`scann`: recall). Ties are scores within 1e-5.
+        With diversity the share of places that hold what its rule may choose (`exact`), or whose
+        score belongs to the exact pool (`scann`).
 
     Raises:
         ArtifactError: a variant does not load or answer, or answers differently.
@@ -167,17 +169,18 @@ def verify(
     answers = ask(variants, requests)
     if expectation.second is not None:
         scores, certain = expectation.ranked(scores)
-        if not certain.any():
-            raise ArtifactError(
-                "retrieval gives equal scores to more items than ranking.candidates="
-                f"{expectation.second.candidates} for each of {len(scores)} queries, so it is a "
-                "matter of chance which are ranked: raise it"
-            )
-        scores = scores[certain]
-        answers = {v: {n: a[certain] for n, a in found.items()} for v, found in answers.items()}
+        scores, answers = _only(certain, scores, answers, "ranking.candidates")
+    pool = 0 if export.diversity is None else export.diversity.pool
+    if pool:
+        certain = _certain(scores, pool)
+        scores, answers = _only(certain, scores, answers, "export.diversity.pool")
+    exact = _equal(expectation.corpus, scores, answers["exact"], export.diversity is not None)
+    if export.diversity is not None:
+        rows = _rows(expectation.corpus, answers["exact"]["ids"])
+        exact &= follows(export.diversity, scores, expectation.embeddings, rows)
     parity = {
-        "exact": _equal(expectation.corpus, scores, answers["exact"]),
-        "scann": _recall(expectation.corpus, scores, answers["scann"]),
+        "exact": float(exact.mean()),
+        "scann": _recall(expectation.corpus, scores, answers["scann"], pool),
     }
     logger.info("parity with exact search in a fresh process: %s", parity)
     if parity["exact"] < 1:
@@ -237,27 +240,66 @@ def _traceback(stderr: str) -> str:
     return stderr[max(start, 0) :][-4000:] or "(it wrote nothing)"
 
 
-def _equal(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> float:
-    """Share of places with the expected score and an item that has this score."""
-    expected = -np.sort(-scores, axis=1)[:, : answer["ids"].shape[1]]
+def _certain(scores: Floats, depth: int) -> NDArray[np.bool_]:
+    """Which queries have no candidates that tie for the last of `depth` places, `[n]`."""
+    depth = min(depth, scores.shape[1])
+    last = -np.partition(-scores, depth - 1, axis=1)[:, depth - 1, np.newaxis]
+    within = np.count_nonzero(scores >= last - _TIE, axis=1)
+    return np.isneginf(last[:, 0]) | (within <= depth)
+
+
+def _only(
+    certain: NDArray[np.bool_], scores: Floats, answers: dict[str, dict[str, Any]], key: str
+) -> tuple[Floats, dict[str, dict[str, Any]]]:
+    """Scores and answers of the queries whose candidates are certain."""
+    if not certain.any():
+        raise ArtifactError(
+            f"equal scores tie for the last place of {key} for each of {len(certain)} queries, so "
+            "it is a matter of chance which candidates there are: raise it"
+        )
+    own = {v: {n: a[certain] for n, a in found.items()} for v, found in answers.items()}
+    return scores[certain], own
+
+
+def _equal(
+    corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]], reordered: bool
+) -> NDArray[np.bool_]:
+    """Which places have the expected score and an item that has this score, `[n, k]`.
+
+    Where the order is not that of scores, the score of an item is all that is expected.
+    """
     own = _true_scores(corpus, scores, answer["ids"])
-    return float((_close(answer["scores"], expected) & _close(own, expected)).mean())
-
-
-def _recall(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> float:
-    """Share of the exact top k that was found, by score; places that cannot be filled count."""
+    if reordered:
+        return _close(answer["scores"], own)
     expected = -np.sort(-scores, axis=1)[:, : answer["ids"].shape[1]]
+    return _close(answer["scores"], expected) & _close(own, expected)
+
+
+def _recall(
+    corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]], pool: int = 0
+) -> float:
+    """Share of the exact top k, or of places filled from the exact pool, that was found, by score.
+
+    Places that cannot be filled count.
+    """
+    width = answer["ids"].shape[1]
+    best = -np.sort(-scores, axis=1)[:, : max(width, pool)]
     # Where fewer than k may be returned, each of them must be.
-    least = np.where(np.isfinite(expected), expected, np.inf).min(axis=1, keepdims=True)
+    least = np.where(np.isfinite(best), best, np.inf).min(axis=1, keepdims=True)
     found = _true_scores(corpus, scores, answer["ids"]) >= least - _TIE
-    return float((found | ~np.isfinite(expected)).mean())
+    return float((found | ~np.isfinite(best[:, :width])).mean())
 
 
 def _true_scores(corpus: Corpus, scores: Floats, ids: NDArray[np.bytes_]) -> Floats:
     """What the exact answer says of the ids given, `[num_queries, k]`; -inf for no id."""
-    rows = {item: row for row, item in enumerate(corpus.item)}
-    taken = np.array([[rows[item] if item else -1 for item in found] for found in ids.tolist()])
+    taken = _rows(corpus, ids)
     return np.where(taken < 0, -np.inf, np.take_along_axis(scores, np.maximum(taken, 0), axis=1))
+
+
+def _rows(corpus: Corpus, ids: NDArray[np.bytes_]) -> NDArray[np.int_]:
+    """Corpus rows of ids, -1 for no id, of the same shape."""
+    rows = {item: row for row, item in enumerate(corpus.item)}
+    return np.array([[rows[item] if item else -1 for item in found] for found in ids.tolist()])
 
 
 def _close(left: Floats, right: Floats) -> NDArray[np.bool_]:
