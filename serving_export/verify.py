@@ -23,7 +23,9 @@ from recsys.artifacts import ArtifactError, IndexReport, PreparedData
 from recsys.config import Export
 from recsys.dataset import Corpus
 from serving_export.diversity import follows
+from serving_export.exploration import explains
 from serving_export.filter_probe import probe
+from serving_export.list_end import Options
 from serving_export.retriever import log_prior
 from serving_export.searcher import Floats
 from serving_export.two_stage import Second
@@ -152,8 +154,8 @@ def verify(
     Returns:
         By variant, the share of places where id and score are those of the exact answer (`exact`),
         or whose score belongs to the exact top k (`scann`: recall). Ties are scores within 1e-5.
-        With diversity the share of places that hold what its rule may choose (`exact`), or whose
-        score belongs to the exact pool (`scann`).
+        With diversity or exploration the share of places that hold what their rules may choose,
+        with its propensity (`exact`), or whose score belongs to the exact pool (`scann`).
 
     Raises:
         ArtifactError: a variant does not load or answer, or answers differently.
@@ -165,22 +167,21 @@ def verify(
     exclusions = expectation.corpus.item[best][:, np.newaxis].copy()
     exclusions[::2] = b""
     scores[np.arange(1, len(scores), 2), best[1::2]] = -np.inf
-    requests = expectation.queries | asked | {"exclusions": exclusions, "k": np.int32(index.k)}
+    # A list that reaches the end of the pool would leave its slots nothing to draw from.
+    k = index.k if export.exploration is None else min(index.k, export.exploration.pool // 2)
+    requests = expectation.queries | asked | {"exclusions": exclusions, "k": np.int32(k)}
     answers = ask(variants, requests)
     if expectation.second is not None:
         scores, certain = expectation.ranked(scores)
         scores, answers = _only(certain, scores, answers, "ranking.candidates")
-    pool = 0 if export.diversity is None else export.diversity.pool
-    if pool:
-        certain = _certain(scores, pool)
-        scores, answers = _only(certain, scores, answers, "export.diversity.pool")
-    exact = _equal(expectation.corpus, scores, answers["exact"], export.diversity is not None)
-    if export.diversity is not None:
-        rows = _rows(expectation.corpus, answers["exact"]["ids"])
-        exact &= follows(export.diversity, scores, expectation.embeddings, rows)
+    options = Options(export.diversity, export.exploration)
+    for name, option in options._asdict().items():
+        if option is not None:
+            key = f"export.{name}.pool"
+            scores, answers = _only(_certain(scores, option.pool), scores, answers, key)
     parity = {
-        "exact": float(exact.mean()),
-        "scann": _recall(expectation.corpus, scores, answers["scann"], pool),
+        "exact": float(_right(expectation, options, scores, answers["exact"]).mean()),
+        "scann": _recall(expectation.corpus, scores, answers["scann"], options.pool),
     }
     logger.info("parity with exact search in a fresh process: %s", parity)
     if parity["exact"] < 1:
@@ -191,7 +192,7 @@ def verify(
     least = export.index.min_recall - _SAMPLING_SLACK
     if parity["scann"] < least:
         raise ArtifactError(
-            f"the scann SavedModel, loaded in a fresh process, has recall@{index.k} "
+            f"the scann SavedModel, loaded in a fresh process, has recall@{k} "
             f"{parity['scann']:.4f} on {len(scores)} queries, expected at least {least:.4f} "
             f"(it was {index.recall:.4f} before it was saved)"
         )
@@ -201,7 +202,7 @@ def verify(
 def ask(
     variants: Mapping[str, Path], request: Mapping[str, NDArray[Any]]
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Answers (`ids`, `scores`) by variant, from a process that knows nothing of this package."""
+    """Outputs of `recommend` by variant, from a process that knows nothing of this package."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # A prefix keeps a feature called `file` apart from the argument of savez.
@@ -226,7 +227,7 @@ def ask(
         answers = {}
         for variant in variants:
             with np.load(folder / f"{variant}.npz") as arrays:
-                answers[variant] = {key: arrays[key] for key in ("ids", "scores")}
+                answers[variant] = dict(arrays)
         return answers
 
 
@@ -259,6 +260,24 @@ def _only(
         )
     own = {v: {n: a[certain] for n, a in found.items()} for v, found in answers.items()}
     return scores[certain], own
+
+
+def _right(
+    expectation: Expectation, options: Options, scores: Floats, answer: dict[str, NDArray[Any]]
+) -> NDArray[np.bool_]:
+    """Which places of an answer hold what they may, `[n, k]`."""
+    corpus, (diversity, exploration) = expectation.corpus, options
+    rows = _rows(corpus, answer["ids"])
+    right = _equal(corpus, scores, answer, reordered=diversity is not None)
+    if diversity is not None:
+        right &= follows(diversity, scores, expectation.embeddings, rows)
+    if exploration is not None:
+        slots = explains(exploration, scores, rows, answer["propensities"], diversity is not None)
+        fixed = rows.shape[1] - slots.shape[1]
+        own = _equal(corpus, scores, answer, reordered=True)
+        right[:, fixed:] = slots & own[:, fixed:]
+        right[:, :fixed] &= answer["propensities"][:, :fixed] == (rows[:, :fixed] >= 0)
+    return right
 
 
 def _equal(
