@@ -144,13 +144,15 @@ def _is_chance(
     """Whether `found` `[n]` is the chance of the candidate `own`, `[n, pool]`."""
     most = np.where(free, best, -np.inf).max(axis=1)
     value = np.where(own, best, -np.inf).max(axis=1)
+    tolerance = _TOLERANCE * np.maximum(1, np.abs(np.where(np.isfinite(most), most, 0)))
     if isinstance(settings, Thompson):
         with np.errstate(invalid="ignore"):
             weights = np.where(free, np.exp((best - most[:, np.newaxis]) / settings.scale), 0)
         chance = np.where(own, weights, 0).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-38)
-        return np.isclose(found, chance, rtol=_CHANCE_TOLERANCE, atol=1e-7)
+        relative = _CHANCE_TOLERANCE + 4 * tolerance / settings.scale
+        close: NDArray[np.bool_] = np.abs(found - chance) <= relative * chance + 1e-7
+        return close
     other = settings.epsilon / np.maximum(free.sum(axis=1), 1)
-    tolerance = _TOLERANCE * np.maximum(1, np.abs(np.where(np.isfinite(most), most, 0)))
     is_next = np.isclose(found, 1 - settings.epsilon + other, rtol=_CHANCE_TOLERANCE)
     # Candidates that tie for the next best cannot be told apart.
     rivals = (free & ~own & (best >= (value - tolerance)[:, np.newaxis])).any(axis=1)
