@@ -22,157 +22,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
 from mlflow import MlflowClient
 from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from records import Record, write
+from untrained import DIM, exported, histories, run_config
 
-from recsys.artifacts import (
-    Corpus,
-    Estimate,
-    EvaluationReport,
-    Examples,
-    ExportedModel,
-    PreparedData,
-    Sequences,
-    TrainedModel,
-    VocabularyFile,
-)
+from recsys.artifacts import Estimate, EvaluationReport, ExportedModel
 from recsys.config import RunConfig
-from recsys.features import raw_signature
 from serving_export.batch import score
 from serving_export.registry import connect, register
-from serving_export.savedmodel import export
 from training.session import spark_session
 
-DIM = 64
-HISTORY = 10
-CLUSTERS = 500
 WARM_UP = 200
 NAME = "batch_scoring"
 
 
-def run_config(k: int, cores: int) -> RunConfig:
-    """Items by id, users by their history; nothing else."""
-    item = {"side": "candidate", "kind": "id", "column": "item"}
-    history = {"side": "query", "kind": "history", "of": "item_id", "length": HISTORY}
-    columns = {"user": "user", "item": "item", "time": "time"}
-    return RunConfig.model_validate(
-        {
-            "name": NAME,
-            "data": {
-                "events": {"path": "none.csv", "columns": columns},
-                "split": {"kind": "leave_last_out"},
-                "min_history": 1,
-            },
-            "features": [{"name": "history"} | history, {"name": "item_id"} | item],
-            "evaluation": {"k": [k]},
-            "export": {"index": {"k": k, "max_seconds": 60}, "parity_queries": 32},
-            "registry": {"model": NAME, "gate": {"metric": f"ndcg@{k}"}},
-            "scoring": {"k": k},
-            "cluster": {"master": f"local[{cores}]"},
-        }
-    )
-
-
-class Towers(tf.Module):
-    """An item is a vector of its cluster, a query the mean of its history."""
-
-    def __init__(self, vocabulary: Path, num_items: int) -> None:
-        super().__init__()
-        random = np.random.default_rng(1)
-        centres = random.standard_normal((CLUSTERS, DIM), np.float32)
-        items = centres[random.integers(0, CLUSTERS, num_items)]
-        items += np.float32(0.6) * random.standard_normal(items.shape, np.float32)
-        items *= np.exp(np.float32(0.3) * random.standard_normal((num_items, 1), np.float32)) / 8
-        self.vectors = tf.Variable(np.concatenate([items, np.zeros([1, DIM], np.float32)]))
-        lines = tf.lookup.TextFileInitializer(
-            str(vocabulary), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE,
-            tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER,
-        )  # fmt: skip
-        self.rows = tf.lookup.StaticHashTable(lines, default_value=num_items)
-
-    def embed_query(self, history: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Mean of the items."""
-        vectors = tf.gather(self.vectors, self.rows.lookup(history))
-        return {"embedding": tf.reduce_mean(vectors, axis=1)}
-
-    def embed_candidate(self, item_id: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Vector of the item."""
-        return {"embedding": tf.gather(self.vectors, self.rows.lookup(item_id))}
-
-
-def histories(num_queries: int, num_items: int, seed: int) -> list[list[str]]:
-    """Random histories, as item ids."""
-    rows = np.random.default_rng(seed).integers(0, num_items, (num_queries, HISTORY))
-    return [[f"i{row}" for row in each] for each in rows.tolist()]
-
-
-def prepared(config: RunConfig, folder: Path, num_items: int) -> PreparedData:
-    """A corpus, its vocabulary and test queries, written by hand."""
-    for name in ("corpus", "test"):
-        (folder / name).mkdir(parents=True)
-    items = [f"i{row}" for row in range(num_items)]
-    (folder / "items.txt").write_text("\n".join(items) + "\n")
-    with tf.io.TFRecordWriter(str(folder / "corpus" / "part-0")) as writer:
-        for item in items:
-            writer.write(_example(item=[item], name=[item], item_id=[item], count=[1], labels=[1]))
-    with tf.io.TFRecordWriter(str(folder / "test" / "part-0")) as writer:
-        for history in histories(1000, num_items, 3):
-            writer.write(_example(user=["u"], label=["i0"], history=history))
-    nothing = Examples(path="none", num_examples=0, num_files=0)
-    sequences = Sequences(path="none", num_sequences=0, num_examples=0, num_files=0)
-    return PreparedData(
-        directory=folder,
-        features=config.schema_,
-        fingerprint=config.schema_.fingerprint,
-        train=sequences,
-        recent=sequences,
-        validation=nothing,
-        test=Examples(path="test", num_examples=1000, num_files=1),
-        corpus=Corpus(path="corpus", num_items=num_items, num_warm=num_items),
-        users="users",
-        num_users=0,
-        vocabularies={"item_id": VocabularyFile(path="items.txt", size=num_items, oov=1)},
-        statistics={},
-        cleaning={},
-        sources={},
-        exclude_seen=False,
-    ).save()
-
-
-def _example(**columns: list[str] | list[int]) -> bytes:
-    features = {
-        name: tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-        if isinstance(values[0], int)
-        else tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values]))
-        for name, values in columns.items()
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-
-
-def exported(config: RunConfig, folder: Path, num_items: int) -> ExportedModel:
+def registered(config: RunConfig, folder: Path, num_items: int) -> ExportedModel:
     """Towers that nothing has trained, exported and registered as any other."""
-    data = prepared(config, folder / "data", num_items)
-    towers = Towers(data.directory / "items.txt", num_items)
-    signatures = {
-        name: tf.function(embed).get_concrete_function(**raw_signature(features))
-        for name, embed, features in (
-            ("embed_query", towers.embed_query, data.features.query),
-            ("embed_candidate", towers.embed_candidate, data.features.candidate),
-        )
-    }
-    tf.saved_model.save(towers, str(folder / "model" / "towers"), signatures=signatures)
-    model = TrainedModel(
-        directory=folder / "model", towers="towers", features=data.features, embedding_dim=DIM,
-        best_epoch=1, monitor="", curves={}, mlflow_run_id=None, versions={},
-    )  # fmt: skip
-    made = export(config, data, model, folder / "export")
+    made = exported(config, folder, num_items)
     connect(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = mlflow.create_experiment(NAME, (folder / "artifacts").as_uri())
     run_id = MlflowClient().create_run(experiment).info.run_id
@@ -226,13 +97,13 @@ def main() -> None:
     parser.add_argument("--peer-users", type=int, help="that ALS scores (all)")
     arguments = parser.parse_args()
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    config = run_config(arguments.k, arguments.cores)
+    config = run_config(NAME, arguments.k, arguments.cores)
     with tempfile.TemporaryDirectory() as temporary:
         write("batch_scoring", list(_records(config, arguments, Path(temporary))))
 
 
 def _records(config: RunConfig, sizes: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    made = exported(config, folder, sizes.items)
+    made = registered(config, folder, sizes.items)
     spark = spark_session(config.cluster, NAME)
     users = write_users(folder / "users", sizes.users, sizes.items)
     few = write_users(folder / "few", WARM_UP, sizes.items)

@@ -1,24 +1,31 @@
-"""A single request through the exported model, and how much of it is TensorFlow's call overhead.
+"""Requests to the exported model, one query or 64 at once, and what the time goes to.
 
-    python benchmarks/request_latency.py RUN_DIR ... [--requests 500]
+    python benchmarks/request_latency.py [RUN_DIR ...] [--untrained 43097 1000000] [--requests 300]
 
-Each run folder holds `data/` and `export/`. One query after the other is asked for 20 items, by two
-ways to call a SavedModel from Python: its signature, and a session with the same feeds and fetches,
-which is how TensorFlow Serving runs it. The peer of each is a signature with the same inputs and
-outputs that computes nothing: what it costs is overhead. A third way asks for 32 queries at once;
-its time is that of one of them. All are asked in turn, request by request, so that other work on
-the machine slows them alike; the load is noted, and processor time beside the clock's, which other
-work hardly touches.
+Each run folder holds `data/` and `export/`; `--untrained` makes two stages of so many items that
+nothing has trained (`untrained.py`), as speed does not depend on what was learned. Queries ask for
+20 items and filter by nothing. Times are those of a whole batch.
+
+The parts come from the signatures of one model: `embed_query`, `retrieve` (for as many as are
+ranked; with one stage `recommend`) and `recommend`. What each takes longer than the one before is
+the search, with exclusions and filters, and the ranking, with diversity. The overhead of a call is
+that of a signature with the same inputs and outputs that computes nothing.
+
+All are asked in turn, request by request, so that other work on the machine slows them alike; the
+load is noted, and processor time beside the clock's, which other work hardly touches.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,14 +33,43 @@ from typing import Any
 import numpy as np
 
 K = 20
-WARM_UP = 50
-BATCH = 32
+#: Queries at once, and the share of the rounds that ask so.
+BATCHES = {1: 1, 64: 3}
+WARM_UP = 12
+VARIANTS = ("scann", "exact")
 THREADS = ("default", "1")
+NOTHING = "nothing"
 Call = Callable[[int], Any]
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Makes requests of test queries.
+
+    Attributes:
+        queries: raw features, `[n]` or `[n, length]`.
+        filters: inputs of filters, and whether they take numbers.
+    """
+
+    queries: Arrays
+    filters: Mapping[str, bool]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.queries.values())))
+
+    def make(self, number: int, size: int, k: int) -> Arrays:
+        """All that any signature takes, for `size` queries."""
+        rows = np.arange(number * size, (number + 1) * size) % len(self)
+        nothing = np.full([size, 1], b"", object)
+        ends = np.full([size, 2], np.nan, np.float32)
+        asked = {name: ends if ranges else nothing for name, ranges in self.filters.items()}
+        rest = {"k": np.array(k, np.int32), "exclusions": nothing}
+        return {name: values[rows] for name, values in self.queries.items()} | rest | asked
 
 
 def measure(run_dir: Path, count: int, out: Path) -> None:
-    """Write the milliseconds of every request by way to ask it, `[count]` each."""
+    """Write the milliseconds of every batch by variant, signature and size, `[rounds, 2]` each."""
     import tensorflow as tf
     from scann.scann_ops.py import scann_ops  # noqa: F401  (registers the ops)
 
@@ -41,138 +77,171 @@ def measure(run_dir: Path, count: int, out: Path) -> None:
     from recsys.dataset import raw_batches
 
     data, exported = PreparedData.load(run_dir / "data"), ExportedModel.load(run_dir / "export")
-    batch = next(iter(raw_batches(data, data.test, count).as_numpy_iterator()))
-    size = len(next(iter(batch.values())))
-
-    def requests(at_once: int) -> list[dict[str, Any]]:
-        rows = [np.arange(n, n + at_once) % size for n in range(size)]
-        rest = {"k": np.array(K, np.int32), "exclusions": np.full([at_once, 1], b"", object)}
-        return [{name: v[chosen] for name, v in batch.items()} | rest for chosen in rows]
-
+    contract = _contract(exported.directory)
+    filters = {f["input"]: f["kind"] == "between" for f in contract.get("filters", {}).values()}
+    queries = next(iter(raw_batches(data, data.test, 1000).as_numpy_iterator()))
+    requests = Requests(queries, filters)
+    depth = contract.get("ranking", {}).get("candidates", K)
     with TemporaryDirectory() as folder:
-        trivial = _trivial(tf, exported.directory / "exact", Path(folder))
-        folders = {name: exported.directory / name for name in ("scann", "exact")}
-        folders["nothing"] = trivial
-        calls: dict[str, Call] = {}
-        for name, place in folders.items():
-            calls[f"{name} signature"] = _signature(tf, place, requests(1))
-            calls[f"{name} session"] = _session(tf, place, requests(1))
-            calls[f"{name} batches"] = _signature(tf, place, requests(BATCH))
-        np.savez(out, **_timed(calls, size))
+        models = {name: tf.saved_model.load(str(exported.directory / name)) for name in VARIANTS}
+        models[NOTHING] = _trivial(tf, models["exact"], Path(folder))
+        calls = {
+            f"{name} {signature} {size}": _call(tf, model, signature, requests, size, depth)
+            for name, model in models.items()
+            for signature in ("embed_query", "retrieve", "recommend")
+            for size in BATCHES
+            if signature in model.signatures
+        }
+        np.savez(out, **_timed(calls, count))
 
 
-def _timed(calls: Mapping[str, Call], count: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Milliseconds of clock and of processor for every request, `[count, 2]` by way to ask it."""
-    times = {name: np.zeros([count, 2]) for name in calls}
-    order, random = list(calls), np.random.default_rng(1)
-    for name in order:
-        for n in range(WARM_UP):
-            calls[name](n % count)
-    for n in range(count):
-        random.shuffle(order)
-        for name in order:
-            begun = np.array([time.perf_counter(), time.process_time()])
-            calls[name](n)
-            taken = np.array([time.perf_counter(), time.process_time()]) - begun
-            times[name][n] = 1000 * taken / (BATCH if name.endswith("batches") else 1)
-    return times
+def _contract(export: Path) -> dict[str, Any]:
+    contract: dict[str, Any]
+    contract = json.loads((export / "exact" / "assets.extra" / "contract.json").read_text("utf-8"))
+    return contract
 
 
-def _signature(tf: Any, folder: Path, requests: list[dict[str, Any]]) -> Call:
-    model = tf.saved_model.load(str(folder))
-    tensors = [{name: tf.constant(value) for name, value in r.items()} for r in requests]
-    recommend = model.signatures["recommend"]
+def _call(tf: Any, model: Any, name: str, requests: Requests, size: int, depth: int) -> Call:
+    signature = model.signatures[name]
+    inputs = signature.structured_input_signature[1]
+    k = depth if name == "retrieve" else K
+    tensors = [
+        {n: tf.constant(v) for n, v in requests.make(number, size, k).items() if n in inputs}
+        for number in range(max(1, min(len(requests) // size, 200)))
+    ]
 
     def call(n: int, keep: Any = model) -> None:
-        answer = recommend(**tensors[n])
-        answer["ids"].numpy(), answer["scores"].numpy()
+        for output in signature(**tensors[n % len(tensors)]).values():
+            output.numpy()
 
     return call
 
 
-def _session(tf: Any, folder: Path, requests: list[dict[str, Any]]) -> Call:
-    v1 = tf.compat.v1
-    session = v1.Session(graph=tf.Graph())
-    with session.graph.as_default():
-        loaded = v1.saved_model.load(session, ["serve"], str(folder))
-    signature = loaded.signature_def["recommend"]
-    inputs = sorted(signature.inputs)
-    run = session.make_callable(
-        [signature.outputs[name].name for name in ("ids", "scores")],
-        [signature.inputs[name].name for name in inputs],
-    )
-    values = [[np.asarray(request[name]) for name in inputs] for request in requests]
-    return lambda n: run(*values[n])
+def _timed(calls: Mapping[str, Call], count: int) -> Arrays:
+    """Milliseconds of clock and of processor of every batch, `[rounds, 2]` by call."""
+    times: dict[str, list[Any]] = {name: [] for name in calls}
+    order, random = list(calls), np.random.default_rng(1)
+    for name in order:
+        for n in range(WARM_UP):
+            calls[name](n)
+    for n in range(count):
+        random.shuffle(order)
+        for name in order:
+            if n % BATCHES[int(name.split()[-1])]:
+                continue
+            begun = np.array([time.perf_counter(), time.process_time()])
+            calls[name](n)
+            taken = np.array([time.perf_counter(), time.process_time()]) - begun
+            times[name].append(1000 * taken)
+    return {name: np.array(rounds) for name, rounds in times.items()}
 
 
-def _trivial(tf: Any, model: Path, folder: Path) -> Path:
-    """Save a model with the inputs and outputs of another one that answers with constants."""
-    inputs = tf.saved_model.load(str(model)).signatures["recommend"].structured_input_signature[1]
-    ids, scores = tf.fill([1, K], "an item"), tf.zeros([1, K])
+def _trivial(tf: Any, model: Any, folder: Path) -> Any:
+    """A model with the inputs and outputs of another one that answers with constants."""
     module = tf.Module()
-    module.answer = tf.function(lambda **_: {"ids": ids, "scores": scores})
-    signatures = {"recommend": module.answer.get_concrete_function(**inputs)}
-    tf.saved_model.save(module, str(folder), signatures=signatures)
-    return folder
+    made = {}
+    for name in ("embed_query", "recommend"):
+        signature = model.signatures[name]
+        outputs = {
+            output: tf.zeros([1, *(size or K for size in spec.shape[1:].as_list())], spec.dtype)
+            for output, spec in signature.structured_outputs.items()
+        }
+        answer = tf.function(partial(_constant, outputs))
+        setattr(module, name, answer)
+        made[name] = answer.get_concrete_function(**signature.structured_input_signature[1])
+    tf.saved_model.save(module, str(folder), signatures=made)
+    return tf.saved_model.load(str(folder))
 
 
-def records(run_dir: Path, count: int) -> list[Any]:
+def _constant(outputs: Any, /, **_: Any) -> Any:
+    return outputs
+
+
+def records(run_dir: Path, count: int, command: str) -> Iterator[Any]:
     """Measure in a process for each number of threads, and make the rows of the table."""
     from records import Record
 
     from recsys.artifacts import ExportedModel
 
-    items = ExportedModel.load(run_dir / "export").num_candidates
-    made = []
+    exported = ExportedModel.load(run_dir / "export")
+    stages = "two stages" if "ranking" in _contract(exported.directory) else "one stage"
+    data = f"{run_dir.name}, {exported.num_candidates} items, {stages}"
     for threads in THREADS:
-        settings = {} if threads == "default" else dict.fromkeys(_THREAD_SETTINGS, threads)
-        with TemporaryDirectory() as folder:
-            out = Path(folder) / "times.npz"
-            command = [sys.executable, __file__, str(run_dir), "--requests", str(count)]
-            load = os.getloadavg()[0]
-            subprocess.run(
-                [*command, "--inner", str(out)],
-                env=os.environ | settings | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-                check=True,
-            )
-            times = dict(np.load(out))
-        ways = ("signature", "session", "batches")
-        for variant, way in ((v, way) for way in ways for v in ("scann", "exact")):
-            ours, nothing = times[f"{variant} {way}"], times[f"nothing {way}"]
-            for metric, column, share in _METRICS:
-                row = Record(
-                    what=f"{variant}, {_WAYS[way]}, threads {threads}",
-                    data=f"{run_dir.name}, {items} items",
-                    metric=metric,
-                    value=float(np.percentile(ours[:, column], share)),
-                    peer="a signature that computes nothing",
-                    peer_value=float(np.percentile(nothing[:, column], share)),
-                    target=f"{count} requests in turn; load {load:.0f} on {os.cpu_count()} cores",
-                    command=f"python benchmarks/request_latency.py {run_dir}",
-                )
-                made.append(row)
-                print(
-                    f"{row.data:28} {row.what:42} {metric:14} {row.value:7.3f}, "
-                    f"overhead {row.peer_value:6.3f} ({row.peer_value / row.value:.0%})"
-                )
-    return made
+        load = os.getloadavg()[0]
+        times = _in_a_process(run_dir, count, threads)
+        told = f"{count} rounds in turn; load {load:.1f} on {os.cpu_count()} cores"
+        record = partial(Record, data=data, command=command, target=told)
+        for variant in VARIANTS:
+            for size in BATCHES:
+                what = f"{variant}, {size} at once, threads {threads}"
+                yield from _rows(partial(record, what=what), times, variant, size)
 
 
-_WAYS = {
-    "signature": "one by one",
-    "session": "one by one in a session",
-    "batches": f"{BATCH} at once",
-}
+def _in_a_process(run_dir: Path, count: int, threads: str) -> Arrays:
+    settings = {} if threads == "default" else dict.fromkeys(_THREAD_SETTINGS, threads)
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "times.npz"
+        command = [sys.executable, __file__, str(run_dir), "--requests", str(count)]
+        subprocess.run(
+            [*command, "--inner", str(out)],
+            env=os.environ | settings | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            check=True,
+        )
+        return dict(np.load(out))
+
+
+def _rows(record: Callable[..., Any], times: Arrays, variant: str, size: int) -> Iterator[Any]:
+    """The whole beside a call that computes nothing; its parts beside the whole."""
+
+    def of(name: str, signature: str, column: int = 0, share: float = 50) -> float:
+        return float(np.percentile(times[f"{name} {signature} {size}"][:, column], share))
+
+    for metric, column, share in _METRICS:
+        value = of(variant, "recommend", column, share)
+        peer_value = of(NOTHING, "recommend", column, share)
+        peer = "a signature that computes nothing"
+        yield record(metric=metric, value=value, peer=peer, peer_value=peer_value)
+    whole, embed = of(variant, "recommend"), of(variant, "embed_query")
+    overhead, overhead_of_embed = of(NOTHING, "recommend"), of(NOTHING, "embed_query")
+    first = f"{variant} retrieve {size}" in times
+    retrieve = of(variant, "retrieve") if first else whole
+    parts = {
+        "overhead of a call": overhead,
+        "embed the query": embed - overhead_of_embed,
+        "search, exclude, filter": retrieve - embed - overhead + overhead_of_embed,
+    } | ({"rank": whole - retrieve} if first else {})
+    for part, value in parts.items():
+        metric, peer = f"p50 ms: {part}", "all of recommend"
+        yield record(metric=metric, value=value, peer=peer, peer_value=whole)
+
+
 #: Name, column of the times (clock, processor), percentile.
 _METRICS = (("p50 ms", 0, 50), ("p99 ms", 0, 99), ("p50 processor ms", 1, 50))
 _THREAD_SETTINGS = ("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 
+def _untrained(num_items: int, folder: Path) -> Path:
+    """Two stages of so many items; made in a process of its own, whose memory is free after."""
+    run_dir = folder / "untrained"
+    code = (
+        "import sys, pathlib, untrained; from recsys.ranking_config import Ranking; "
+        "config = untrained.run_config('untrained', 100).model_copy(update={'ranking': Ranking()});"
+        "untrained.exported(config, pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(run_dir), str(num_items)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        check=True,
+    )
+    return run_dir
+
+
 def main() -> None:
     """Measure the runs that are named and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--untrained", type=int, nargs="*", default=[], metavar="ITEMS")
+    parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--inner", type=Path, help="measure here, write the times to this file")
     arguments = parser.parse_args()
     if arguments.inner:
@@ -180,9 +249,21 @@ def main() -> None:
         return
     from records import write
 
-    write(
-        "request_latency", [r for run in arguments.runs for r in records(run, arguments.requests)]
-    )
+    command = " ".join(["python benchmarks/request_latency.py", *sys.argv[1:]])
+    made = []
+
+    def keep(run_dir: Path) -> None:
+        for row in records(run_dir, arguments.requests, command):
+            made.append(row)
+            share = f"{row.value / row.peer_value:6.2f} of {row.peer}"
+            print(f"{row.data:42} {row.what:34} {row.metric:32} {row.value:9.3f} {share}")
+
+    for run_dir in arguments.runs:
+        keep(run_dir)
+    for num_items in arguments.untrained:
+        with TemporaryDirectory() as folder:
+            keep(_untrained(num_items, Path(folder)))
+    write("request_latency", made)
 
 
 if __name__ == "__main__":

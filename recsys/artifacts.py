@@ -324,6 +324,7 @@ class ExportedModel(Manifest):
     corpus: str = Field("", description="shards of the candidates")
     exclude_seen: bool
     filters: tuple[str, ...] = Field((), description="candidate features that requests filter by")
+    explores: bool = Field(False, description="whether answers have propensities")
     index: IndexReport
     parity: dict[str, float] = Field(description="share of equal ids, by variant")
     digest: str = Field(description="hash of the towers and the corpus it was made from")

@@ -22,7 +22,7 @@ from recsys.monitored import monitored
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 from recsys.steps import STEPS
-from recsys.summary import drift_table
+from recsys.summary import drift_table, policy_table
 from recsys.warm_start import SCRATCH
 
 #: Exit code of `monitor` where a limit is exceeded; errors have 1.
@@ -283,6 +283,27 @@ def availability(
         f"version {done.version} of {to}: {done.num_unavailable} of {done.num_items} items are not "
         f"available; {len(done.unknown)} ids are of no item of the model"
         + (f", such as {done.unknown[0]!r}" if done.unknown else "")
+    )
+
+
+@app.command("off-policy")
+def off_policy(
+    log: Annotated[Path, typer.Option(help="CSV or Parquet: context, item, propensity, reward")],
+    target: Annotated[Path, typer.Option(help="context, item, probability; or a scoring's result")],
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.95,
+) -> None:
+    """Estimate what a new policy would have earned, from a log with propensities."""
+    from recsys.off_policy import policy_value
+    from training.policy_log import read_choices
+
+    choices = read_choices(log, target)
+    value = policy_value(choices, confidence=confidence)
+    typer.echo(policy_table(value))
+    weight = value.mean_weight
+    typer.echo(
+        f"{len(choices)} choices tell as much as {value.effective_size:.0f} alike; mean weight "
+        f"{weight.value:.3f} ({weight.low:.3f} to {weight.high:.3f}), 1 where the log may show all "
+        "that the new policy does"
     )
 
 

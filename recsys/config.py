@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from recsys.data_config import Data
+from recsys.list_config import Diversity, Exploration
 from recsys.model_config import CHAMPION, Train, TwoTowerConfig
 from recsys.monitoring_config import Monitoring
 from recsys.ranking_config import Ranking
@@ -61,6 +62,20 @@ class Export(Section):
     overfetch: int = Field(
         10, ge=1, description="times as many candidates, at most, where some may not be returned"
     )
+    diversity: Diversity | None = Field(None, description="without it scores alone order a list")
+    exploration: Exploration | None = Field(
+        None, description="without it no place is left to chance"
+    )
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> Export:
+        diverse, explored = self.diversity, self.exploration
+        if diverse is not None and explored is not None and explored.pool < diverse.pool:
+            raise ValueError(
+                f"exploration.pool={explored.pool} is below diversity.pool={diverse.pool}: what "
+                "may be explored begins with what is made diverse"
+            )
+        return self
 
 
 class Gate(Section):
@@ -205,6 +220,8 @@ class RunConfig(Section):
         if self.ranking is None:
             return
         longest = {"evaluation.k": max(self.evaluation.k), "scoring.k": self.scoring.k}
+        ends = {"diversity": self.export.diversity, "exploration": self.export.exploration}
+        longest |= {f"export.{name}.pool": o.pool for name, o in ends.items() if o is not None}
         for key, k in longest.items():
             if k > self.ranking.candidates:
                 raise ValueError(f"{key}={k} exceeds ranking.candidates={self.ranking.candidates}")

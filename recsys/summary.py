@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recsys.artifacts import (
     Estimate,
@@ -18,6 +19,9 @@ from recsys.artifacts import (
 )
 from recsys.drift_report import DriftReport, Finding
 from recsys.tuning_report import TuningReport
+
+if TYPE_CHECKING:
+    from recsys.off_policy import PolicyValue
 
 _SHOWN = ("recall", "ndcg", "mrr", "coverage", "novelty")
 _HISTORY = 5
@@ -39,6 +43,18 @@ def metrics_table(report: EvaluationReport, k: int) -> str:
     rows.append(["", *(_interval(report.model[m]) for m in metrics)])
     for name, values in report.baselines.items():
         rows.append([name, *(f"{values[m].value:.4f}" for m in metrics)])
+    return _aligned(rows)
+
+
+def policy_table(value: PolicyValue) -> str:
+    """What a new policy would have earned by each estimator, beside what the log has."""
+    rows = [["estimator", "reward", "interval", "lift", "interval"]]
+    for name, estimate in value.values.items():
+        row = [name, f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"]
+        if name in value.lifts:
+            lift = value.lifts[name]
+            row += [f"{lift.value:+.1%}", f"{lift.low:+.1%} to {lift.high:+.1%}"]
+        rows.append([*row, *[""] * (5 - len(row))])
     return _aligned(rows)
 
 

@@ -20,8 +20,8 @@ def main(variants: list[str]) -> None:
         if name == "scann":
             from scann.scann_ops.py import scann_ops  # noqa: F401  (registers the ops)
         answer = tf.saved_model.load(folder).signatures["recommend"](**request)
-        ids = answer["ids"].numpy()
-        np.savez(Path(f"{name}.npz"), ids=ids.astype(bytes), scores=answer["scores"].numpy())
+        outputs = {output: values.numpy() for output, values in answer.items()}
+        np.savez(Path(f"{name}.npz"), **outputs | {"ids": outputs["ids"].astype(bytes)})
 
 
 if __name__ == "__main__":

@@ -42,9 +42,10 @@ class ArrowScorer:
         except (ImportError, tf.errors.NotFoundError) as error:
             logger.warning("ScaNN is not available (%s): searching exactly, which is slower", error)
             variant = folder / "artifacts" / "exact"
-        contract = json.loads((variant / "assets.extra" / "contract.json").read_text("utf-8"))
+        contract = _contract(variant)
         self._inputs: dict[str, Any] = contract["signatures"]["recommend"]["inputs"]
         self._filters = {one["input"] for one in contract.get("filters", {}).values()}
+        self._numbers = number_lists(folder)
         self._model = tf.saved_model.load(str(variant))
 
     def answer(self, columns: Mapping[str, pa.Array], rows: int, k: int) -> pa.StructArray:
@@ -58,8 +59,8 @@ class ArrowScorer:
             k: items wanted.
 
         Returns:
-            `items` list<string> and `scores` list<float>, best first; shorter than k where fewer
-            candidates are left.
+            `items` list<string> and `scores` list<float>, best first, and `propensities`
+            list<float> where the model explores; shorter than k where fewer candidates are left.
 
         Raises:
             ArtifactError: a column does not fit the model.
@@ -77,17 +78,27 @@ class ArrowScorer:
             if name != "k"
         }
         answer = self._model.signatures["recommend"](k=tf.constant(k, tf.int32), **request)
-        scores = answer["scores"].numpy()
-        filled = np.isfinite(scores)
+        filled = np.isfinite(answer["scores"].numpy())
         ends = np.concatenate([[0], np.cumsum(filled.sum(axis=1))]).astype(np.int32)
         items = pa.array(answer["ids"].numpy()[filled], pa.binary()).cast(pa.string())
+        lists = [items]
+        lists += [pa.array(answer[name].numpy()[filled], pa.float32()) for name in self._numbers]
         return pa.StructArray.from_arrays(
-            [
-                pa.ListArray.from_arrays(pa.array(ends), items),
-                pa.ListArray.from_arrays(pa.array(ends), pa.array(scores[filled], pa.float32())),
-            ],
-            ["items", "scores"],
+            [pa.ListArray.from_arrays(pa.array(ends), values) for values in lists],
+            ["items", *self._numbers],
         )
+
+
+def number_lists(folder: Path) -> tuple[str, ...]:
+    """What a downloaded version answers beside `items`: `scores`, and `propensities` if any."""
+    explores = "exploration" in _contract(folder / "artifacts" / "exact")
+    return ("scores", "propensities") if explores else ("scores",)
+
+
+def _contract(variant: Path) -> dict[str, Any]:
+    contract: dict[str, Any]
+    contract = json.loads((variant / "assets.extra" / "contract.json").read_text("utf-8"))
+    return contract
 
 
 def _input(name: str, column: pa.Array, spec: Mapping[str, Any], empty: float) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 
 from recsys.artifacts import ArtifactError, Scoring
 from recsys.config import RunConfig
-from serving_export.arrow_scorer import BATCH, ArrowScorer
+from serving_export.arrow_scorer import BATCH, ArrowScorer, number_lists
 from serving_export.partial import resumed
 from serving_export.registry import CHAMPION, ModelVersion, describe, download, resolve
 from serving_export.unavailable import (
@@ -32,7 +32,7 @@ from serving_export.unavailable import (
     write_items,
     write_listing,
 )
-from serving_export.unchanged import HASH, INPUTS, KEPT, last_result, with_inputs, with_last
+from serving_export.unchanged import HASH, INPUTS, KEPT, LISTS, last_result, with_inputs, with_last
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _COUNTS = "part int, num_users bigint, num_kept bigint, found boolean"
 UNAVAILABLE = "unavailable.csv"
 _ITEM = "item"
 _NUM_KEPT = "num_kept"
-_ANSWER = "struct<items: array<string>, scores: array<float>>"
+_COLUMNS = ("user", "items", "scores", "model", "model_version", INPUTS)
 
 
 def score(
@@ -56,9 +56,10 @@ def score(
 ) -> Scoring:
     """Recommend `scoring.k` items to every user.
 
-    Writes one row per user (`user`, `items`, `scores`, `model`, `model_version`, `inputs`; lists
-    are shorter than k where fewer items may be recommended) to the table `scoring.table`, or to
-    Parquet in `directory`, which is replaced as a whole.
+    Writes one row per user (`user`, `items`, `scores`, `model`, `model_version`, `inputs`, and
+    `propensities` where the model explores; lists are shorter than k where fewer items may be
+    recommended) to the table `scoring.table`, or to Parquet in `directory`, which is replaced as a
+    whole.
 
     With `scoring.only_changed` or `last`, users whose columns, version, k and list of what is not
     available are those of the last scoring keep its answer; the result is that of scoring all.
@@ -92,7 +93,7 @@ def score(
     listed = _listed(config)
     copy = _MODEL + _suffix(listed)
     plan = {"model": chosen.uri, "k": config.scoring.k, "content": content, "parts": parts}
-    plan["columns"] = _schema().names
+    plan["columns"] = _COLUMNS
     directory = directory.resolve()
     # After what the content is told by: a part is the same whether its answers were kept or not.
     table = with_inputs(table, describe(chosen) | {"copy": copy}, config.scoring.k)
@@ -144,9 +145,9 @@ def register_function(
     """Let SQL ask a registered model: `SELECT user, recommend(struct(*), 10) FROM users`.
 
     The first argument is a struct of query features by name (and maybe `exclusions`), the second
-    how many items; the result has `items` and `scores`, best first. The version is the one that an
-    alias means now, and what `scoring.unavailable` lists now is not recommended: both stay until
-    the function is registered again.
+    how many items; the result has `items` and `scores`, best first, and `propensities` where the
+    model explores. The version is the one that an alias means now, and what `scoring.unavailable`
+    lists now is not recommended: both stay until the function is registered again.
 
     Args:
         config: `registry.model`, `scoring.unavailable`.
@@ -159,7 +160,9 @@ def register_function(
     listed = _listed(config)
     copy = directory.resolve() / f"{chosen.name}-{chosen.version}{_suffix(listed)}"
     _copy(chosen, copy, listed)
-    spark.udf.register(name, F.arrow_udf(_function(str(copy), chosen), _ANSWER))
+    lists = ", ".join(f"{numbers}: array<float>" for numbers in number_lists(copy))
+    answer = f"struct<items: array<string>, {lists}>"
+    spark.udf.register(name, F.arrow_udf(_function(str(copy), chosen), answer))
     return chosen
 
 
@@ -254,7 +257,7 @@ def _write_part(
         # Another attempt at the same task may run at the same time; the last to finish stays.
         temporary = file.with_name(f".{file.name}.{context.taskAttemptId()}.{os.getpid()}")
         num_kept = 0
-        with pq.ParquetWriter(temporary, _schema()) as writer:
+        with pq.ParquetWriter(temporary, _schema(number_lists(Path(copy)))) as writer:
             for batch in batches:
                 kept, changed = _parted(batch)
                 num_kept += kept.num_rows
@@ -296,17 +299,19 @@ def _rows(
 ) -> pa.RecordBatch:
     """The result: users with their items and scores."""
     versions = [pa.array([text] * users.num_rows) for text in (model.name, model.version)]
-    columns = [users["user"], *answers, *versions, users[HASH]]
-    schema = _schema()
+    # Lists that not every model gives stand last.
+    columns = [users["user"], *answers[:2], *versions, users[HASH], *answers[2:]]
+    schema = _schema(LISTS[1 : len(answers)])
     cast = [column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)]
     return pa.RecordBatch.from_arrays(cast, schema=schema)
 
 
-def _schema() -> pa.Schema:
+def _schema(numbers: Sequence[str]) -> pa.Schema:
+    """Of a result whose lists of numbers are these."""
     texts, floats = pa.list_(pa.string()), pa.list_(pa.float32())
-    names = ("user", "items", "scores", "model", "model_version", INPUTS)
     types = (pa.string(), texts, floats, pa.string(), pa.string(), pa.int64())
-    return pa.schema(list(zip(names, types, strict=True)))
+    fields = list(zip(_COLUMNS, types, strict=True))
+    return pa.schema(fields + [(name, floats) for name in numbers[1:]])
 
 
 def _function(copy: str, model: ModelVersion) -> Callable[[pa.Array, pa.Array], pa.Array]:

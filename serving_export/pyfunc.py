@@ -53,8 +53,9 @@ class Recommender(mlflow.pyfunc.PythonModel):
             params: `k`, the number of items wanted.
 
         Returns:
-            `ids` (lists of str) and `scores` (lists of float), best first. A list is shorter than
-            k where fewer candidates are left.
+            `ids` (lists of str) and `scores` (lists of float), best first; `propensities` (lists
+            of float) where the model explores. A list is shorter than k where fewer candidates are
+            left.
         """
         k = int((params or {}).get("k", _DEFAULT_K))
         parts = [
@@ -70,18 +71,14 @@ class Recommender(mlflow.pyfunc.PythonModel):
             if name != "k"
         }
         answer = self._model.signatures["recommend"](k=tf.constant(k, tf.int32), **request)
-        scores = answer["scores"].numpy()
-        filled = np.isfinite(scores).sum(axis=1)
-        return pd.DataFrame(
-            {
-                "ids": [
-                    [item.decode() for item in row[:n]]
-                    for row, n in zip(answer["ids"].numpy(), filled, strict=True)
-                ],
-                "scores": [row[:n].tolist() for row, n in zip(scores, filled, strict=True)],
-            },
-            index=frame.index,
-        )
+        filled = np.isfinite(answer["scores"].numpy()).sum(axis=1)
+        columns = {
+            name: [row[:n].tolist() for row, n in zip(answer[name].numpy(), filled, strict=True)]
+            for name in ("ids", "scores", "propensities")
+            if name in answer
+        }
+        columns["ids"] = [[item.decode() for item in row] for row in columns["ids"]]
+        return pd.DataFrame(columns, index=frame.index)
 
 
 def _column(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -212,7 +211,7 @@ def _create(
             name="recommender",
             python_model=str(_PYFUNC),
             artifacts={n: str(exported.directory / p) for n, p in exported.variants.items()},
-            signature=_signature(exported.features, exported.filters),
+            signature=_signature(exported),
             input_example=(_example(exported.features), {"k": 5}),
             pip_requirements=[f"{name}=={installed_version(name)}" for name in _PINNED],
         )
@@ -224,17 +223,19 @@ def _create(
     return ModelVersion(name, str(created.version))
 
 
-def _signature(schema: Schema, filters: Sequence[str]) -> ModelSignature:
+def _signature(exported: ExportedModel) -> ModelSignature:
+    schema = exported.features
     columns = [ColSpec(_column_type(f), f.name, required=False) for f in schema.query]
     columns.append(ColSpec(Array(DataType.string), "exclusions", required=False))
-    for feature in (schema[name] for name in filters):
+    for feature in (schema[name] for name in exported.filters):
         asked = Array(_COLUMN_TYPES[feature.dtype])
         columns.append(ColSpec(asked, filter_input(feature.name), required=False))
+    numbers = ("scores", "propensities") if exported.explores else ("scores",)
+    outputs = [ColSpec(Array(DataType.string), "ids")]
+    outputs += [ColSpec(Array(DataType.double), name) for name in numbers]
     return ModelSignature(
         inputs=ColumnSchema(columns),
-        outputs=ColumnSchema(
-            [ColSpec(Array(DataType.string), "ids"), ColSpec(Array(DataType.double), "scores")]
-        ),
+        outputs=ColumnSchema(outputs),
         params=ParamSchema([ParamSpec("k", DataType.long, 20)]),
     )
 

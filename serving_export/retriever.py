@@ -20,6 +20,7 @@ from recsys.features import raw_signature
 from recsys.schema import Schema
 from serving_export.completion import Completion, Query
 from serving_export.filters import contains
+from serving_export.list_end import ListEnd, Options
 from serving_export.restrictions import Restrictions
 
 Tensors = dict[str, tf.Tensor]
@@ -48,10 +49,12 @@ class Policy(NamedTuple):
     Attributes:
         prior_when_cold: whether cold queries are answered by popularity.
         restrictions: what may be returned; None where that is up to exclusions alone.
+        end: what is done with the best before they are shown.
     """
 
     prior_when_cold: bool = True
     restrictions: Restrictions | None = None
+    end: Options = Options()
 
 
 PLAIN = Policy()
@@ -84,13 +87,20 @@ class Retriever(tf.Module):
     Filters, and what is not available, are applied to what the index finds, which is asked for more
     then; a query that is left with fewer than k is answered by exact search over the corpus.
 
+    With diversity the best of a pool are returned in the order of `serving_export.diversity`, then
+    what is behind the pool; scores are what they were, so they no longer fall along the list. With
+    exploration the last places of each list are filled by `serving_export.exploration`, and
+    `recommend` also gives `propensities` float32 `[batch, min(largest k, N)]`: the probability of
+    the item in its place, given the query and what stands above; 1 where nothing was drawn, 0 where
+    there is no item.
+
     Args:
         towers: SavedModel of the towers.
         index: over the corpus.
         corpus: candidates.
         data: that the towers were trained on.
-        embeddings: of the candidates, `[N, dim]`; needed by towers that give `repeat`, and by
-            restrictions.
+        embeddings: of the candidates, `[N, dim]`; needed by towers that give `repeat`, by
+            restrictions and by what is done at the end of the list.
         policy: what decides beside scores.
     """
 
@@ -109,7 +119,8 @@ class Retriever(tf.Module):
             if embeddings is None
             else tf.Variable(embeddings, trainable=False, name="embeddings")
         )
-        self._prior_when_cold, self._restrictions = policy
+        self._prior_when_cold, self._restrictions, options = policy
+        self._end = ListEnd(options, self._embeddings) if any(options) else None
         self._schema: Schema = data.features
         self._exclude_seen = data.exclude_seen
         self._size = len(corpus)
@@ -178,10 +189,17 @@ class Retriever(tf.Module):
         return {"embedding": self._towers.signatures["embed_candidate"](**features)["embedding"]}
 
     def recommend(self, /, **request: tf.Tensor) -> Tensors:
-        """Answer `ids` and `scores`, `[batch, min(largest k, N)]`."""
+        """Answer `ids`, `scores` and maybe `propensities`, `[batch, min(largest k, N)]`."""
+        if self._end is None:
+            return self.retrieve(**request)
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
-        rows, scores = self._best(request, k)
-        return self._answer(rows, scores, request["k"])
+        best = self._best(request, self._end.needed(k, self._size))
+        return self._answer(request["k"], *self._end.shown(*best, k, request["k"]))
+
+    def retrieve(self, /, **request: tf.Tensor) -> Tensors:
+        """Answer `ids` and `scores`, `[batch, min(largest k, N)]`, by the scores of the towers."""
+        k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
+        return self._answer(request["k"], *self._best(request, k))
 
     def _best(self, request: Mapping[str, tf.Tensor], k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Find rows and scores of the best k that may be returned, `[batch, k]`; -inf for none."""
@@ -224,12 +242,17 @@ class Retriever(tf.Module):
         excluded = self._excluded_rows(features, request["exclusions"])
         return Query(embedded["embedding"], cold, excluded, seen, repeat)
 
-    def _answer(self, rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor) -> Tensors:
+    def _answer(
+        self, k: tf.Tensor, rows: tf.Tensor, scores: tf.Tensor, *propensities: tf.Tensor
+    ) -> Tensors:
         """Name the best, as many as each query wants: `k` is `[]` or `[batch]`."""
         wanted = tf.range(tf.shape(scores)[1]) < tf.reshape(k, [-1, 1])
         scores = tf.where(wanted, scores, -np.inf)
         ids = tf.gather(self._ids, rows)
-        return {"ids": tf.where(tf.math.is_inf(scores), "", ids), "scores": scores}
+        answer = {"ids": tf.where(tf.math.is_inf(scores), "", ids), "scores": scores}
+        if not propensities:
+            return answer
+        return answer | {"propensities": tf.where(wanted, propensities[0], 0.0)}
 
     def _seen_rows(self, features: Mapping[str, tf.Tensor], cold: tf.Tensor) -> tf.Tensor:
         """Corpus rows of the history, `[batch, length]`; -1 for none, and all of a cold query."""

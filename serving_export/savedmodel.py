@@ -30,6 +30,7 @@ from recsys.models.embed import embed, in_batches, load_towers
 from recsys.summary import index_table
 from serving_export.index import ExactIndex, ScannIndex
 from serving_export.index_tuning import build
+from serving_export.list_end import Options
 from serving_export.restrictions import restrictions
 from serving_export.retriever import Policy, Retriever
 from serving_export.two_stage import Stages, TwoStageRecommender, load_second
@@ -54,8 +55,8 @@ def export(
     `exact` needs stock TensorFlow ops only; `scann` needs `scann.scann_ops.py.scann_ops` imported
     before it is loaded. Signatures: `serving_export.retriever.Retriever`, with a ranker those of
     `serving_export.two_stage.TwoStageRecommender`. Each variant carries
-    `assets.extra/contract.json`: schema and its fingerprint, signature, filters, index, measured
-    recall.
+    `assets.extra/contract.json`: schema and its fingerprint, signature, filters, diversity,
+    exploration, index, measured recall.
     Beside them `index.txt` and `index.png` show what the index was chosen from.
 
     Raises:
@@ -82,14 +83,19 @@ def export(
     contract = _contract(data, report, len(corpus), ranker)
     with replaced(directory) as folder, TemporaryDirectory() as scratch:
         policy = Policy(
-            prior_when_cold, restrictions(config.export, corpus, data.features, Path(scratch))
+            prior_when_cold,
+            restrictions(config.export, corpus, data.features, Path(scratch)),
+            Options(config.export.diversity, config.export.exploration),
         )
         if policy.restrictions is not None:
             contract |= policy.restrictions.describe()
+        ends = policy.end._asdict().items()
+        contract |= {name: option.model_dump() for name, option in ends if option is not None}
         for name in _VARIANTS:
             logger.info("writing %s", name)
             if second is None:
-                needed = "repeat" in embedded or policy.restrictions is not None
+                restricted = policy.restrictions is not None
+                needed = "repeat" in embedded or restricted or any(policy.end)
                 kept = embeddings if needed else None
                 served = Retriever(towers, indexes[name], corpus, data, kept, policy)
             else:
@@ -119,6 +125,7 @@ def export(
             corpus=str((data.directory / data.corpus.path).resolve()),
             exclude_seen=data.exclude_seen,
             filters=config.export.filters,
+            explores=config.export.exploration is not None,
             index=report,
             parity=parity,
             digest=_digest(config, data, model, ranker),

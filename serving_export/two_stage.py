@@ -48,8 +48,10 @@ class TwoStageRecommender(Retriever):
     - `recommend`, also `serving_default`: inputs as those of `Retriever`. The best C that may be
       returned are ranked; gives `ids` and `scores`, `[batch, min(largest k, C, N)]`: no answer is
       longer than what was ranked. Scores are calibrated log odds. A query that is answered by
-      popularity is not ranked, and its scores are those of popularity.
-    - `retrieve`: the first stage alone, as `recommend` of `Retriever`.
+      popularity is not ranked, and its scores are those of popularity. Diversity and
+      exploration take the best by those scores.
+    - `retrieve`: the first stage alone, as `recommend` of `Retriever` without what is
+      done at the end of the list.
     - `rank`: the query and context features, and `candidates` string `[batch, any]`. Gives `scores`
       float32 in their places; -inf for "" and ids that are not known. With several tasks also
       `probabilities`, `[batch, any, tasks]`, in the order of the contract; 0 for "" and such ids.
@@ -82,19 +84,23 @@ class TwoStageRecommender(Retriever):
         inputs = raw_signature(self._schema.query) | {
             "candidates": tf.TensorSpec([None, None], tf.string, "candidates")
         }
-        retrieve = tf.function(super().recommend).get_concrete_function(**self._request())
+        retrieve = tf.function(self.retrieve).get_concrete_function(**self._request())
         rank = tf.function(self.rank).get_concrete_function(**inputs)
         return found | {"retrieve": retrieve, "rank": rank}
 
     def recommend(self, /, **request: tf.Tensor) -> Tensors:
-        """Answer `ids` and `scores`, `[batch, min(largest k, C, N)]`."""
+        """Answer `ids`, `scores` and maybe `propensities`, `[batch, min(largest k, C, N)]`."""
         features = self._features(request)
         rows, scores = self._best(request, tf.constant(self._depth))
         found = tf.math.is_finite(scores)
         ranked = self._ranked(features, tf.where(found, rows, -1), scores)["scores"]
         k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._depth)
-        best, order = tf.math.top_k(ranked, k)
-        return self._answer(tf.gather(rows, order, batch_dims=1), best, request["k"])
+        shown = k if self._end is None else self._end.needed(k, self._depth)
+        best, order = tf.math.top_k(ranked, shown)
+        parts = tf.gather(rows, order, batch_dims=1), best
+        if self._end is not None:
+            parts = self._end.shown(*parts, k, request["k"])
+        return self._answer(request["k"], *parts)
 
     def rank(self, /, **request: tf.Tensor) -> Tensors:
         """Score the candidates given, `[batch, any]`."""

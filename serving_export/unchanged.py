@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 INPUTS = "inputs"
 #: Columns that are added to a table of users; no feature can be called so.
 HASH, KEPT = "_inputs", "_kept"
+#: Columns of a result that are an answer; the last where the model explores.
+LISTS = ("items", "scores", "propensities")
 
 
 def with_inputs(users: DataFrame, version: dict[str, str], k: int) -> DataFrame:
@@ -38,16 +40,17 @@ def with_inputs(users: DataFrame, version: dict[str, str], k: int) -> DataFrame:
 
 
 def with_last(users: DataFrame, last: DataFrame) -> DataFrame:
-    """Add `_kept`: items and scores of the last scoring, null where the inputs are not the same.
+    """Add `_kept`: the lists of the last scoring, null where the inputs are not the same.
 
     Args:
         users: see `with_inputs`.
         last: its result.
     """
+    lists = [name for name in LISTS if name in last.columns]
     answers = last.select(
         F.col("user").alias("_user"),
         F.col(INPUTS).alias("_last"),
-        F.struct("items", "scores").alias(KEPT),
+        F.struct(*lists).alias(KEPT),
     ).dropDuplicates(["_user", "_last"])
     same = (F.col("user").cast("string") == F.col("_user")) & (F.col(HASH) == F.col("_last"))
     return users.join(answers, same, "left").drop("_user", "_last")

@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from recsys.artifacts import ArtifactError, IndexReport, PreparedData
 from recsys.config import Export
 from recsys.dataset import Corpus
+from serving_export.diversity import follows
+from serving_export.exploration import explains
 from serving_export.filter_probe import probe
+from serving_export.list_end import Options
 from serving_export.retriever import log_prior
 from serving_export.searcher import Floats
 from serving_export.two_stage import Second
@@ -94,8 +97,7 @@ class Expectation:
         scores = np.where(cold[:, np.newaxis], best, scores)
         ranked = np.full_like(first, -np.inf)
         np.put_along_axis(ranked, rows, np.where(found, scores, -np.inf), axis=1)
-        within = np.count_nonzero(first >= best[:, -1:] - _TIE, axis=1)
-        return ranked, ~found[:, -1] | (within <= depth)
+        return ranked, _certain(first, depth)
 
     def _by_ranker(self, second: Second, rows: NDArray[Any], first: Floats) -> Floats:
         """Log odds of `rows`, `[num_queries, ranked]`, by the pipeline that evaluation uses."""
@@ -152,6 +154,8 @@ def verify(
     Returns:
         By variant, the share of places where id and score are those of the exact answer (`exact`),
         or whose score belongs to the exact top k (`scann`: recall). Ties are scores within 1e-5.
+        With diversity or exploration the share of places that hold what their rules may choose,
+        with its propensity (`exact`), or whose score belongs to the exact pool (`scann`).
 
     Raises:
         ArtifactError: a variant does not load or answer, or answers differently.
@@ -163,21 +167,21 @@ def verify(
     exclusions = expectation.corpus.item[best][:, np.newaxis].copy()
     exclusions[::2] = b""
     scores[np.arange(1, len(scores), 2), best[1::2]] = -np.inf
-    requests = expectation.queries | asked | {"exclusions": exclusions, "k": np.int32(index.k)}
+    # A list that reaches the end of the pool would leave its slots nothing to draw from.
+    k = index.k if export.exploration is None else min(index.k, export.exploration.pool // 2)
+    requests = expectation.queries | asked | {"exclusions": exclusions, "k": np.int32(k)}
     answers = ask(variants, requests)
     if expectation.second is not None:
         scores, certain = expectation.ranked(scores)
-        if not certain.any():
-            raise ArtifactError(
-                "retrieval gives equal scores to more items than ranking.candidates="
-                f"{expectation.second.candidates} for each of {len(scores)} queries, so it is a "
-                "matter of chance which are ranked: raise it"
-            )
-        scores = scores[certain]
-        answers = {v: {n: a[certain] for n, a in found.items()} for v, found in answers.items()}
+        scores, answers = _only(certain, scores, answers, "ranking.candidates")
+    options = Options(export.diversity, export.exploration)
+    for name, option in options._asdict().items():
+        if option is not None:
+            key = f"export.{name}.pool"
+            scores, answers = _only(_certain(scores, option.pool), scores, answers, key)
     parity = {
-        "exact": _equal(expectation.corpus, scores, answers["exact"]),
-        "scann": _recall(expectation.corpus, scores, answers["scann"]),
+        "exact": float(_right(expectation, options, scores, answers["exact"]).mean()),
+        "scann": _recall(expectation.corpus, scores, answers["scann"], options.pool),
     }
     logger.info("parity with exact search in a fresh process: %s", parity)
     if parity["exact"] < 1:
@@ -188,7 +192,7 @@ def verify(
     least = export.index.min_recall - _SAMPLING_SLACK
     if parity["scann"] < least:
         raise ArtifactError(
-            f"the scann SavedModel, loaded in a fresh process, has recall@{index.k} "
+            f"the scann SavedModel, loaded in a fresh process, has recall@{k} "
             f"{parity['scann']:.4f} on {len(scores)} queries, expected at least {least:.4f} "
             f"(it was {index.recall:.4f} before it was saved)"
         )
@@ -198,7 +202,7 @@ def verify(
 def ask(
     variants: Mapping[str, Path], request: Mapping[str, NDArray[Any]]
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Answers (`ids`, `scores`) by variant, from a process that knows nothing of this package."""
+    """Outputs of `recommend` by variant, from a process that knows nothing of this package."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # A prefix keeps a feature called `file` apart from the argument of savez.
@@ -223,7 +227,7 @@ def ask(
         answers = {}
         for variant in variants:
             with np.load(folder / f"{variant}.npz") as arrays:
-                answers[variant] = {key: arrays[key] for key in ("ids", "scores")}
+                answers[variant] = dict(arrays)
         return answers
 
 
@@ -237,27 +241,84 @@ def _traceback(stderr: str) -> str:
     return stderr[max(start, 0) :][-4000:] or "(it wrote nothing)"
 
 
-def _equal(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> float:
-    """Share of places with the expected score and an item that has this score."""
-    expected = -np.sort(-scores, axis=1)[:, : answer["ids"].shape[1]]
+def _certain(scores: Floats, depth: int) -> NDArray[np.bool_]:
+    """Which queries have no candidates that tie for the last of `depth` places, `[n]`."""
+    depth = min(depth, scores.shape[1])
+    last = -np.partition(-scores, depth - 1, axis=1)[:, depth - 1, np.newaxis]
+    within = np.count_nonzero(scores >= last - _TIE, axis=1)
+    return np.isneginf(last[:, 0]) | (within <= depth)
+
+
+def _only(
+    certain: NDArray[np.bool_], scores: Floats, answers: dict[str, dict[str, Any]], key: str
+) -> tuple[Floats, dict[str, dict[str, Any]]]:
+    """Scores and answers of the queries whose candidates are certain."""
+    if not certain.any():
+        raise ArtifactError(
+            f"equal scores tie for the last place of {key} for each of {len(certain)} queries, so "
+            "it is a matter of chance which candidates there are: raise it"
+        )
+    own = {v: {n: a[certain] for n, a in found.items()} for v, found in answers.items()}
+    return scores[certain], own
+
+
+def _right(
+    expectation: Expectation, options: Options, scores: Floats, answer: dict[str, NDArray[Any]]
+) -> NDArray[np.bool_]:
+    """Which places of an answer hold what they may, `[n, k]`."""
+    corpus, (diversity, exploration) = expectation.corpus, options
+    rows = _rows(corpus, answer["ids"])
+    right = _equal(corpus, scores, answer, reordered=diversity is not None)
+    if diversity is not None:
+        right &= follows(diversity, scores, expectation.embeddings, rows)
+    if exploration is not None:
+        slots = explains(exploration, scores, rows, answer["propensities"], diversity is not None)
+        fixed = rows.shape[1] - slots.shape[1]
+        own = _equal(corpus, scores, answer, reordered=True)
+        right[:, fixed:] = slots & own[:, fixed:]
+        right[:, :fixed] &= answer["propensities"][:, :fixed] == (rows[:, :fixed] >= 0)
+    return right
+
+
+def _equal(
+    corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]], reordered: bool
+) -> NDArray[np.bool_]:
+    """Which places have the expected score and an item that has this score, `[n, k]`.
+
+    Where the order is not that of scores, the score of an item is all that is expected.
+    """
     own = _true_scores(corpus, scores, answer["ids"])
-    return float((_close(answer["scores"], expected) & _close(own, expected)).mean())
-
-
-def _recall(corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]]) -> float:
-    """Share of the exact top k that was found, by score; places that cannot be filled count."""
+    if reordered:
+        return _close(answer["scores"], own)
     expected = -np.sort(-scores, axis=1)[:, : answer["ids"].shape[1]]
+    return _close(answer["scores"], expected) & _close(own, expected)
+
+
+def _recall(
+    corpus: Corpus, scores: Floats, answer: dict[str, NDArray[Any]], pool: int = 0
+) -> float:
+    """Share of the exact top k, or of places filled from the exact pool, that was found, by score.
+
+    Places that cannot be filled count.
+    """
+    width = answer["ids"].shape[1]
+    best = -np.sort(-scores, axis=1)[:, : max(width, pool)]
     # Where fewer than k may be returned, each of them must be.
-    least = np.where(np.isfinite(expected), expected, np.inf).min(axis=1, keepdims=True)
+    least = np.where(np.isfinite(best), best, np.inf).min(axis=1, keepdims=True)
     found = _true_scores(corpus, scores, answer["ids"]) >= least - _TIE
-    return float((found | ~np.isfinite(expected)).mean())
+    return float((found | ~np.isfinite(best[:, :width])).mean())
 
 
 def _true_scores(corpus: Corpus, scores: Floats, ids: NDArray[np.bytes_]) -> Floats:
     """What the exact answer says of the ids given, `[num_queries, k]`; -inf for no id."""
-    rows = {item: row for row, item in enumerate(corpus.item)}
-    taken = np.array([[rows[item] if item else -1 for item in found] for found in ids.tolist()])
+    taken = _rows(corpus, ids)
     return np.where(taken < 0, -np.inf, np.take_along_axis(scores, np.maximum(taken, 0), axis=1))
+
+
+def _rows(corpus: Corpus, ids: NDArray[np.bytes_]) -> NDArray[np.int_]:
+    """Corpus rows of ids, -1 for no id, of the same shape."""
+    rows = {item: row for row, item in enumerate(corpus.item)}
+    return np.array([[rows[item] if item else -1 for item in found] for found in ids.tolist()])
 
 
 def _close(left: Floats, right: Floats) -> NDArray[np.bool_]:

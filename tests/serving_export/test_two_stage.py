@@ -11,11 +11,15 @@ from recsys.calibration import Calibration
 from recsys.config import Export
 from recsys.dataset import raw_batches, read_corpus
 from recsys.features import FeatureEncoder
+from recsys.list_config import Diversity, EpsilonGreedy
 from recsys.models.embed import embed, in_batches, load_towers
 from recsys.models.multitask import Multitask
 from recsys.models.ranker_features import KnownItems
 from recsys.ranking_config import Ranking
+from serving_export.diversity import follows
+from serving_export.exploration import explains
 from serving_export.index import ExactIndex
+from serving_export.list_end import Options
 from serving_export.restrictions import restrictions
 from serving_export.retriever import Policy
 from serving_export.savedmodel import export
@@ -239,6 +243,46 @@ def test_what_may_not_be_returned_is_not_ranked(made, tiny, tmp_path):
     for (least, most), ids in zip(ends, answer["ids"].numpy().tolist(), strict=True):
         found = prices[[rows[item] for item in ids if item]]
         assert not ((found < least) | (found > most)).any()
+
+
+def test_what_was_ranked_is_made_diverse(made, tiny):
+    """By the ranker's scores within a pool; retrieval alone stays as it was."""
+    settings = Diversity(relevance=0.4, pool=8)
+    parts = ExactIndex(made.embeddings), made.corpus, made.data, made.embeddings
+    served = [
+        TwoStageRecommender(Stages(made.towers, made.second), *parts, Policy(end=Options(chosen)))
+        for chosen in (None, settings)
+    ]
+    queries = queries_of(tiny, [[tiny.item(n)] for n in range(1, 7)] + [[]], ["user 1"] * 7)
+    tail = {"k": tf.constant(10), "exclusions": tf.constant([[""]] * 7)}
+    request = {name: tf.constant(values) for name, values in queries.items()} | tail
+    plain, diverse = (tf.function(s.recommend)(**request) for s in served)
+    scores = offline(made, queries, [[]] * 7)
+    rows = {item: row for row, item in enumerate(made.corpus.item)}
+    found = np.array([[rows[i] for i in ids] for ids in diverse["ids"].numpy().tolist()])
+    assert follows(settings, scores, made.embeddings, found).all()
+    assert _close(diverse["scores"].numpy(), np.take_along_axis(scores, found, axis=1)).all()
+    assert (diverse["ids"] != plain["ids"]).numpy()[:, :8].mean() > 0.3
+    assert (diverse["ids"] == plain["ids"]).numpy()[:, 8:].all()
+    found = [tf.function(s.retrieve)(**request)["ids"].numpy().tolist() for s in served]
+    assert found[0] == found[1]
+
+
+def test_the_last_places_explore_what_was_ranked(made, tiny):
+    settings = EpsilonGreedy(kind="epsilon_greedy", epsilon=0.4, slots=2, pool=10)
+    served = TwoStageRecommender(
+        Stages(made.towers, made.second), ExactIndex(made.embeddings), made.corpus, made.data,
+        made.embeddings, Policy(end=Options(None, settings)),
+    )  # fmt: skip
+    queries = queries_of(tiny, [[tiny.item(n)] for n in range(1, 7)] + [[]], ["user 1"] * 7)
+    tail = {"k": tf.constant(5), "exclusions": tf.constant([[""]] * 7)}
+    request = {name: tf.constant(values) for name, values in queries.items()} | tail
+    answer = {n: v.numpy() for n, v in tf.function(served.recommend)(**request).items()}
+    rows = {item: row for row, item in enumerate(made.corpus.item)}
+    found = np.array([[rows[i] for i in ids] for ids in answer["ids"].tolist()])
+    scores = offline(made, queries, [[]] * 7)
+    assert explains(settings, scores, found, answer["propensities"], arranged=False).all()
+    assert (answer["propensities"][:, :3] == 1).all()
 
 
 def test_the_contract_says_how_many_are_ranked(made):
