@@ -149,7 +149,7 @@ class TwoTower(tfrs.Model):
         """Take one step, and count it: masks and negatives are functions of the count."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
-        gradients = self._gradients(tape, loss)
+        gradients = self.gradients(tape, loss)
         pairs = self.optimizer.aggregate_gradients(
             list(zip(gradients, self.trainable_variables, strict=True))
         )
@@ -163,7 +163,7 @@ class TwoTower(tfrs.Model):
         self._loss.update_state(loss * tf.distribute.get_strategy().num_replicas_in_sync)
         return {"loss": self._loss.result()}
 
-    def _gradients(
+    def gradients(
         self, tape: tf.GradientTape, loss: tf.Tensor
     ) -> list[tf.Tensor | tf.IndexedSlices]:
         """Gradients by trainable variable, slices of rows where a step reads few rows of a table.
