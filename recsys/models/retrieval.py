@@ -172,7 +172,7 @@ class TwoTower(tfrs.Model):
         replica to all others, and sorted out before the optimizer adds them up.
         """
         gradients = tape.gradient(loss, self.trainable_variables)
-        dense = {v.ref() for v in self.candidate_tower.trainable_variables} if self._full else ()
+        dense = {table.ref() for table in self.candidate_tower.tables} if self._full else ()
         return [
             tf.convert_to_tensor(gradient) if variable.ref() in dense else gradient
             for gradient, variable in zip(gradients, self.trainable_variables, strict=True)
