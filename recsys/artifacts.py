@@ -85,6 +85,9 @@ class Sequences(Examples):
     """
 
     num_sequences: int
+    sequences_by_file: tuple[int, ...] = Field(
+        (), description="in the order of the files; empty in manifests of earlier versions"
+    )
 
 
 class Queries(Examples):

@@ -119,7 +119,7 @@ def read_interactions(data: PreparedData, examples: Examples, corpus: Corpus) ->
     rows = corpus.rows()
     parts: list[dict[str, NDArray[Any]]] = []
     with _named_corruption(data.files(examples)):
-        for batch in _parsed(data.files(examples), spec):
+        for batch in parsed_batches(data.files(examples), spec):
             history = batch[histories[0].name] if histories else tf.zeros([len(batch["user"]), 0])
             parts.append(
                 {
@@ -154,7 +154,7 @@ def read_sequences(data: PreparedData, sequences: Sequences, corpus: Corpus) -> 
     rows = corpus.rows()
     parts = []
     with _named_corruption(data.files(sequences)):
-        for batch in _parsed(data.files(sequences), sequence_spec(data)):
+        for batch in parsed_batches(data.files(sequences), sequence_spec(data)):
             label = batch["label"]
             history = rows.lookup(batch[histories[0].name].to_tensor("")) if histories else None
             parts.append(
@@ -271,7 +271,8 @@ def parse_examples(records: tf.Tensor, spec: dict[str, Any]) -> dict[str, tf.Ten
     return parsed
 
 
-def _parsed(files: Sequence[str], spec: dict[str, Any]) -> tf.data.Dataset:
+def parsed_batches(files: Sequence[str], spec: dict[str, Any]) -> tf.data.Dataset:
+    """Batches of all records of these files, in order, parsed by `parse_examples`."""
     return (
         tf.data.TFRecordDataset(list(files))
         .batch(_READ_BATCH)
@@ -282,7 +283,7 @@ def _parsed(files: Sequence[str], spec: dict[str, Any]) -> tf.data.Dataset:
 
 def _read(files: Sequence[str], spec: dict[str, Any]) -> dict[str, NDArray[Any]]:
     with _named_corruption(files):
-        batches = list(_parsed(files, spec).as_numpy_iterator())
+        batches = list(parsed_batches(files, spec).as_numpy_iterator())
     if not batches:
         raise ArtifactError(f"{files[0]} holds no records: run `recsys prepare` again")
     return {name: np.concatenate([batch[name] for batch in batches]) for name in spec}

@@ -109,6 +109,11 @@ class FeatureEmbedding(tf.keras.layers.Layer):
             if feature.is_hashed
         }
 
+    def tables(self, features: Sequence[Feature]) -> list[tf.Variable]:
+        """Tables that these features have a row of."""
+        names = [feature.name for feature in features if feature.name in self._tables]
+        return [variable for name in names for variable in self._tables[name].trainable_variables]
+
     def sequence(self, feature: Feature, encoded: tf.Tensor) -> tf.Tensor:
         """Embed a history: `[batch, length]` to `[batch, length, dim]`."""
         return self._tables[feature.of or ""](encoded)

@@ -9,6 +9,8 @@ import tensorflow_recommenders as tfrs
 
 #: Queries whose logits are held at a time: a tile of them stays near the processor's cache.
 _TILE = 256
+#: A GPU is only busy with larger ones; so many logits, 256 MiB of them, are held at a time there.
+_LOGITS_OF_GPU_TILE = 2**26
 _MASKED = -1e9
 
 
@@ -135,14 +137,15 @@ class Softmax(tfrs.tasks.Retrieval):
         """Return the loss and its gradients by query, candidate and score of the seen."""
         dim = candidates.shape[1]
         scaled = tf.cast(candidates / self._temperature, self._dtype)
+        size = _tile(tf.shape(candidates)[0])
         # One at least: without a query there are no tiles to concatenate.
-        num_tiles = tf.maximum((tf.shape(targets.labels)[0] + _TILE - 1) // _TILE, 1)
+        num_tiles = tf.maximum((tf.shape(targets.labels)[0] + size - 1) // size, 1)
         by_query = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, dim])
         by_added = tf.TensorArray(tf.float32, num_tiles, False, element_shape=[None, None])
         by_candidate = tf.zeros_like(candidates)
         total = tf.constant(0.0)
         for tile in tf.range(num_tiles):
-            rows = slice(tile * _TILE, (tile + 1) * _TILE)
+            rows = slice(tile * size, (tile + 1) * size)
             seen = targets.seen[rows]
             query = tf.cast(queries[rows], self._dtype)
             logits = tf.cast(tf.matmul(query, scaled, transpose_b=True), tf.float32)
@@ -192,6 +195,13 @@ class Softmax(tfrs.tasks.Retrieval):
         kept = tf.clip_by_value(tf.shape(logits)[1] - 1, 1, self._num_hard_negatives)
         hardest = tf.math.top_k(tf.where(is_label, _MASKED, logits), kept).values
         return tf.where(is_label | (logits >= hardest[:, -1:]), logits, _MASKED)
+
+
+def _tile(num_candidates: tf.Tensor) -> tf.Tensor:
+    """Return how many queries are a tile where TensorFlow puts the products."""
+    if not tf.config.list_logical_devices("GPU"):
+        return tf.constant(_TILE)
+    return tf.maximum(_TILE, _LOGITS_OF_GPU_TILE // num_candidates)
 
 
 def _of_negatives(bias: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

@@ -116,6 +116,9 @@ class Train(Section):
     warmup_steps: int = Field(0, ge=0, description="the learning rate rises linearly")
     clip_norm: float | None = Field(None, gt=0, description="of the gradient of all variables")
     shuffle_buffer: int = Field(100_000, ge=1, description="sequences")
+    cache_mib: int = Field(
+        256, ge=0, description="training files of so many MiB in all are parsed once, into memory"
+    )
     monitor: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
     patience: int = Field(3, ge=1, description="epochs without a better `monitor` before stopping")
     checkpoint_steps: int | None = Field(

@@ -1,24 +1,23 @@
-"""Training sequences as a stream of batches: shuffled by epoch, shared by replicas.
-
-Records are shuffled while they are still bytes, and parsed many at once.
-"""
+"""Training sequences as a stream of batches: shuffled by epoch, shared by replicas."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from recsys.artifacts import PreparedData, Sequences
-from recsys.dataset import parse_examples, sequence_spec
+from recsys.dataset import sequence_spec
+from recsys.file_order import FileOrder
 from recsys.schema import Schema
+from recsys.sequence_table import SequenceTable
+from recsys.shards import WHOLE, Shards, Share
 
 #: Batches that are sorted by length together, so that sequences of one batch are about equally
 #: long and little of it is padding.
 _SORTED_BATCHES = 16
-#: No epoch has more parts of that many batches.
-_MOST_PARTS = 2**32
 
 
 class Order(NamedTuple):
@@ -37,104 +36,83 @@ class Order(NamedTuple):
     skip: int = 0
 
 
-class Share(NamedTuple):
-    """Which part of each global batch a process feeds to its replicas.
-
-    Attributes:
-        replicas: numbers of its replicas among all.
-        total: replicas of all processes.
-    """
-
-    replicas: range
-    total: int
-
-
-#: Of the only replica that there is.
-WHOLE = Share(range(1), 1)
-
-
 def training_batches(
     data: PreparedData,
     splits: Sequence[Sequences],
     batch_size: int,
     order: Order,
     share: Share = WHOLE,
+    cache_mib: int = 256,
 ) -> tf.data.Dataset:
     """Stream of shuffled raw batches, one pass over the sequences per epoch.
 
-    Every process reads all sequences and cuts the same global batches, `batch_size` sequences each.
-    The stream has an element for each of its own replicas in turn: every so many-th sequence of the
-    global batch, which may be none of a small one. So a model sees the same batches however many
+    All processes cut the same global batches, `batch_size` sequences each, out of a table in memory
+    or out of files that are read anew each epoch (see `Shards.reading`). The stream has an element
+    for each of its own replicas in turn: every so many-th sequence of the global batch, or of what
+    the own files have of it, which may be none. So a model sees the same batches however many
     replicas there are.
 
     The order of an epoch depends on the seed and on the epoch's number alone, so that a training
-    that resumes at epoch n sees what an undisturbed one would have seen. The last batch of an
-    epoch may be smaller. A replica's B sequences that hold M labels have
+    that resumes at epoch n sees what an undisturbed one would have seen. An epoch has as many
+    batches as are needed; of a table only the last may be smaller, of files any may have a few
+    sequences more or less. A replica's B sequences that hold M labels have
 
     - the histories by name, `[B, longest of the batch]`, oldest first, padded at the end;
     - `sequence` and `known`, int32 `[M]`: the label's row of the batch, and how many events of its
       history are before the label;
     - `label` (item id), `weight` and the other query features by name, `[M]`;
     - `pool`, the labels of the whole global batch, and `place`, int32 `[M]`: which are the own.
+      Neither where processes read different files, as none knows the labels of the others.
+
+    Args:
+        data: what `prepare` made.
+        splits: whose sequences to read.
+        batch_size: sequences of a global batch.
+        order: in which they come.
+        share: of this process.
+        cache_mib: of files in all that are read into a table.
+
+    Raises:
+        ArtifactError: see `Shards.reading`.
     """
-    files = tf.constant([file for split in splits for file in data.files(split)])
+    shards = Shards.of(data, splits)
+    reading = shards.reading(share.processes, cache_mib)
     spec = sequence_spec(data)
     lists = [f.name for f in data.features.histories()]
-    sized_by = lists[0] if lists else "label"
-
-    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        seed = [order.seed, epoch]
-        shuffled = tf.random.experimental.stateless_shuffle(files, seed=seed)
-        shuffle_seed = tf.random.stateless_uniform([], seed, maxval=tf.int64.max, dtype=tf.int64)
-        records = tf.data.TFRecordDataset(shuffled).shuffle(order.buffer, seed=shuffle_seed)
-        several = records.batch(batch_size * _SORTED_BATCHES)
-        parsed = several.map(
-            lambda bytes_: parse_examples(bytes_, spec), num_parallel_calls=tf.data.AUTOTUNE
+    by = lists[0] if lists else "label"
+    source: SequenceTable | FileOrder
+    if reading == "table":
+        source = SequenceTable.read(shards.files, spec, batch_size, _SORTED_BATCHES, by)
+    else:
+        own = shards.own(share) if reading == "own files" else [*range(len(shards.files))]
+        steps = math.ceil(sum(split.num_sequences for split in splits) / batch_size)
+        source = FileOrder(
+            shards.files, shards.num_sequences, own, spec, steps, _SORTED_BATCHES, by
         )
-        # Without the number each part of an epoch would have its lengths in the same order.
-        return parsed.enumerate(epoch * _MOST_PARTS).flat_map(
-            lambda part, rows: _batches_by_length(rows, sized_by, batch_size, [order.seed, part])
-        )
+    if reading == "own files":
+        share = share.within_process()
 
-    def by_replica(rows: dict[str, Any]) -> tf.data.Dataset:
+    def by_replica(batch: Any) -> tf.data.Dataset:
         numbers = tf.data.Dataset.range(share.replicas.start, share.replicas.stop)
-        return numbers.map(lambda number: (number, rows))
+        return numbers.map(lambda number: (number, batch))
 
-    def own_labels(number: tf.Tensor, rows: dict[str, Any]) -> dict[str, tf.Tensor]:
-        return _flat_labels(_own_rows(rows, number, share.total), data.features) | {
-            "pool": rows["label"].values
-        }
+    def own_labels(number: tf.Tensor, batch: Any) -> dict[str, tf.Tensor]:
+        labels = source.labels(batch)
+        # Every so many-th, so that replicas get sequences that are about equally long.
+        places = tf.range(number, labels.nrows(), share.total)
+        flat = _flat_labels(source.rows(batch, places), data.features)
+        if reading == "own files":
+            return flat
+        place = labels.with_values(tf.range(tf.size(labels.values)))
+        return flat | {"pool": labels.values, "place": tf.gather(place, places).values}
 
     return (
         tf.data.Dataset.range(order.epochs.start, order.epochs.stop)
-        .flat_map(one_epoch)
+        .flat_map(lambda epoch: source.batches(epoch, order.seed, order.buffer))
         .skip(order.skip)
         .flat_map(by_replica)
         .map(own_labels, num_parallel_calls=tf.data.AUTOTUNE)
     )
-
-
-def _batches_by_length(
-    rows: dict[str, tf.RaggedTensor], sized_by: str, batch_size: int, seed: Sequence[Any]
-) -> tf.data.Dataset:
-    """Cut rows into batches of sequences that are about equally long, in random order."""
-    order = tf.argsort(rows[sized_by].row_lengths(), stable=True)
-    num_batches = (tf.size(order) + batch_size - 1) // batch_size
-    numbers = tf.random.experimental.stateless_shuffle(tf.range(num_batches), seed=seed)
-
-    def take(number: tf.Tensor) -> dict[str, tf.RaggedTensor]:
-        chosen = order[number * batch_size : (number + 1) * batch_size]
-        return {name: tf.gather(values, chosen) for name, values in rows.items()}
-
-    return tf.data.Dataset.from_tensor_slices(numbers).map(take)
-
-
-def _own_rows(rows: dict[str, Any], replica: tf.Tensor, total: int) -> dict[str, Any]:
-    """Return every `total`-th row, so that replicas get sequences that are about equally long."""
-    label = rows["label"]
-    place = label.with_values(tf.range(tf.size(label.values)))
-    own = tf.range(replica, label.nrows(), total)
-    return {name: tf.gather(values, own) for name, values in (rows | {"place": place}).items()}
 
 
 def _flat_labels(rows: dict[str, Any], schema: Schema) -> dict[str, tf.Tensor]:

@@ -28,7 +28,8 @@ from recsys.model_config import Train, TwoTowerConfig
 from recsys.models.retrieval import TwoTower
 from recsys.models.transfer import take_over
 from recsys.ranks import DotProduct, rank_queries
-from recsys.sequences import WHOLE, Order, Share, training_batches
+from recsys.sequences import Order, training_batches
+from recsys.shards import WHOLE, Share
 from recsys.starting_model import StartingModel
 from training.callbacks import (
     Checkpoints,
@@ -158,7 +159,9 @@ class _Inputs:
         """Encoded batches with all that `TwoTower.compute_loss` reads, for these epochs."""
         train = self.config.train
         order = Order(epochs, self.config.seed, train.shuffle_buffer, skip)
-        raw = training_batches(self.data, splits, train.global_batch_size, order, share)
+        raw = training_batches(
+            self.data, splits, train.global_batch_size, order, share, train.cache_mib
+        )
         num_warm = max(1, int(np.count_nonzero(self.corpus.count)))
         half_life = self.config.model.loss.recency_half_life_days
         moments = [split.last_at for split in splits if split.last_at is not None]
@@ -170,8 +173,9 @@ class _Inputs:
             # of their own to be learned, and are no candidates of the loss.
             batch["weight"] = tf.where(row < num_warm, batch["weight"], 0.0)
             row = tf.where(row < num_warm, row, 0)
-            pool = self._rows.lookup(batch["pool"])
-            batch["pool"] = tf.where(pool < num_warm, pool, 0)
+            if "pool" in batch:
+                pool = self._rows.lookup(batch["pool"])
+                batch["pool"] = tf.where(pool < num_warm, pool, 0)
             time = batch.pop("time")
             if half_life:
                 age = (last - tf.cast(time, tf.float64) / 1e6) / _SECONDS_PER_DAY

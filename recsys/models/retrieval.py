@@ -123,10 +123,13 @@ class TwoTower(tfrs.Model):
         Args:
             inputs: beside encoded features `row` and `weight`, `[batch]`: corpus row of the label
                 and what it counts; `pool`, `[labels of all replicas]`: rows of all labels of the
-                step; `place`, int32 `[batch]`: which of them are the own.
+                step; `place`, int32 `[batch]`: which of them are the own. Replicas whose inputs
+                lack these two ask each other.
             training: whether to drop units.
         """
         queries = self.query_tower(inputs, training=training)
+        if "pool" not in inputs:
+            inputs = {**inputs, **_pool(inputs["row"], self.step.device)}
         rows, labels, sampling = self._candidates(inputs)
         seen = None
         if self._exclude_seen or "repeat" in queries:
@@ -146,7 +149,7 @@ class TwoTower(tfrs.Model):
         """Take one step, and count it: masks and negatives are functions of the count."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
-        gradients = tape.gradient(loss, self.trainable_variables)
+        gradients = self.gradients(tape, loss)
         pairs = self.optimizer.aggregate_gradients(
             list(zip(gradients, self.trainable_variables, strict=True))
         )
@@ -159,6 +162,21 @@ class TwoTower(tfrs.Model):
         # The mean over replicas of their shares is so the mean loss of the step.
         self._loss.update_state(loss * tf.distribute.get_strategy().num_replicas_in_sync)
         return {"loss": self._loss.result()}
+
+    def gradients(
+        self, tape: tf.GradientTape, loss: tf.Tensor
+    ) -> list[tf.Tensor | tf.IndexedSlices]:
+        """Gradients by trainable variable, slices of rows where a step reads few rows of a table.
+
+        The exact softmax reads all rows of its candidates. As slices they would be sent by each
+        replica to all others, and sorted out before the optimizer adds them up.
+        """
+        gradients = tape.gradient(loss, self.trainable_variables)
+        dense = {table.ref() for table in self.candidate_tower.tables} if self._full else ()
+        return [
+            tf.convert_to_tensor(gradient) if variable.ref() in dense else gradient
+            for gradient, variable in zip(gradients, self.trainable_variables, strict=True)
+        ]
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
@@ -257,6 +275,17 @@ class TwoTower(tfrs.Model):
         # A row of -1 stands for no item: it reads the last place, which is never filled.
         corpus_rows = tf.gather(self._vocabulary_rows, listed) % (self._num_items + 1)
         return tf.where(tf.tile(earlier, [1, len(lists)]), tf.gather(place, corpus_rows), -1)
+
+
+def _pool(rows: tf.Tensor, device: str) -> dict[str, tf.Tensor]:
+    """Gather the labels of all replicas; the own ones stand where the replica's turn is."""
+    context = tf.distribute.get_replica_context()
+    # What TensorFlow has yet to place cannot be gathered.
+    with tf.device(device):
+        sizes = context.all_gather(tf.identity(tf.size(rows)[tf.newaxis]), axis=0)
+        pool = context.all_gather(tf.identity(rows), axis=0)
+    before = tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
+    return {"pool": pool, "place": before + tf.range(tf.size(rows))}
 
 
 def _labels_of_sequence(labels: tf.Tensor, sequence: tf.Tensor) -> tf.Tensor:

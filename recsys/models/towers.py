@@ -54,6 +54,11 @@ class ItemEmbedding(tf.keras.layers.Layer):
         }
         self._candidate_dropout, self._history_dropout = id_dropouts
 
+    @property
+    def tables(self) -> list[tf.Variable]:
+        """Tables of ids and of other values of items."""
+        return self._embedding.tables([self._id, *self._others])
+
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Embed encoded candidate features, `[batch, dim]`."""
         dropped = self._candidate_dropout.dropped(tf.shape(encoded[self._id.name]), training)
@@ -183,6 +188,11 @@ class CandidateTower(tf.keras.layers.Layer):
         self._items = items
         self._dropout = dropout
         self._normalize = config.loss.normalize
+
+    @property
+    def tables(self) -> list[tf.Variable]:
+        """Tables that candidates have rows of."""
+        return self._items.tables
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Embed encoded candidate features, `[batch, embedding_dim]`."""

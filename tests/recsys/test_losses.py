@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from recsys.losses import Sampling, Seen, Softmax
+from recsys.losses import Sampling, Seen, Softmax, _tile
 
 QUERIES = 300  # more than a tile
 
@@ -184,3 +184,10 @@ def test_smoothed_labels_give_every_open_candidate_an_even_share(batch):
         queries,
         items,
     )
+
+
+def test_a_gpu_gets_larger_tiles_of_few_candidates(monkeypatch):
+    sizes = [tf.constant(12_101), tf.constant(1_000_000)]
+    assert [int(_tile(size)) for size in sizes] == [256, 256]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [f"{kind}:0"])
+    assert [int(_tile(size)) for size in sizes] == [5545, 256]

@@ -3,13 +3,17 @@ import pytest
 import tensorflow as tf
 
 from recsys.config import Cluster, RunConfig
+from recsys.shards import Shards
 from training.distribute import launch
 from training.fit import fit
 
 
 @pytest.fixture(scope="module")
 def without_dropout(config):
-    """Two epochs with sampled negatives; masks differ between replicas, so there are none."""
+    """Two epochs with sampled negatives; masks differ between replicas, so there are none.
+
+    Each of two workers reads its own file, and asks the other for its labels.
+    """
     values = config.model_dump()
     values["model"]["dropout"] = 0.0
     values["model"]["loss"] |= {
@@ -17,8 +21,7 @@ def without_dropout(config):
         "num_uniform_negatives": 20,
         "num_popular_negatives": 5,
     }
-    # The last batch of an epoch holds one sequence: a worker has nothing to do in it.
-    values["train"] |= {"epochs": 2, "global_batch_size": 37, "clip_norm": 1.0}
+    values["train"] |= {"epochs": 2, "global_batch_size": 37, "clip_norm": 1.0, "cache_mib": 0}
     # Adam divides the smallest gradients by themselves, and what rounding has made of them.
     values["train"] |= {"optimizer": "adagrad", "learning_rate": 0.1}
     return RunConfig.model_validate(values)
@@ -27,7 +30,7 @@ def without_dropout(config):
 @pytest.mark.spark
 def test_two_workers_train_like_one(two_workers, without_dropout, prepared, spark, tmp_path):
     config = without_dropout
-    assert prepared.train.num_sequences % config.train.global_batch_size == 1
+    assert Shards.of(prepared, [prepared.train]).reading(2, 0) == "own files"
     alone = launch(
         fit, Cluster(), config, prepared, tmp_path / "alone", folder=tmp_path, spark=lambda: spark
     )

@@ -63,9 +63,9 @@ def write_examples(
     ]
     own = examples.filter(F.col("window") == count.window)
     shards = _sharded(own, config, "user", "position").select(*fields)
-    num_files = _write_records(shards, directory / count.window, count.num_examples)
+    by_file = _write_records(shards, directory / count.window, count.num_examples)
     logger.info("%s: %d examples", count.window, count.num_examples)
-    return Examples(path=count.window, num_files=num_files, **_told(count, config))
+    return Examples(path=count.window, num_files=len(by_file), **_told(count, config))
 
 
 def _asked_with(config: RunConfig) -> list[str | Column]:
@@ -98,11 +98,11 @@ def write_queries(
         *_asked_with(config),
     ]
     shards = _sharded(queries, config, "user").select(*fields)
-    num_files = _write_records(shards, directory / count.window, count.num_examples)
+    by_file = _write_records(shards, directory / count.window, count.num_examples)
     num_labels = queries.agg(F.sum(F.size("labels"))).first()[0]
     logger.info("%s: %d queries, %d labels", count.window, count.num_examples, num_labels)
     return Queries(
-        path=count.window, num_files=num_files, num_labels=num_labels, **_told(count, config)
+        path=count.window, num_files=len(by_file), num_labels=num_labels, **_told(count, config)
     )
 
 
@@ -138,10 +138,14 @@ def write_sequences(
     found = training.agg(F.count(F.lit(1)), F.sum(F.size("labels"))).first()
     if found[1] != count.num_examples:
         raise PrepareError(f"{folder}: expected {count.num_examples} labels, found {found[1]}")
-    num_files = _write_records(shards.select("user", *lists), folder, found[0])
+    by_file = _write_records(shards.select("user", *lists), folder, found[0])
     logger.info("%s: %d sequences, %d labels", folder.name, *found)
     return Sequences(
-        path=folder.name, num_files=num_files, num_sequences=found[0], **_told(count, config)
+        path=folder.name,
+        num_files=len(by_file),
+        num_sequences=found[0],
+        sequences_by_file=by_file,
+        **_told(count, config),
     )
 
 
@@ -195,15 +199,17 @@ def write_users(users: DataFrame, shards: int, directory: Path) -> int:
     return count
 
 
-def _write_records(frame: DataFrame, folder: Path, expected: int) -> int:
-    """Write TFRecords, read them back (which checks their CRCs), return the number of files."""
+def _write_records(frame: DataFrame, folder: Path, expected: int) -> tuple[int, ...]:
+    """Write TFRecords, read them back (which checks their CRCs), return how many each file has."""
     writer = frame.write.format("tfrecord").option("recordType", "Example")
     writer.mode("overwrite").save(str(folder))
     reader = frame.sparkSession.read.format("tfrecord").option("recordType", "ByteArray")
-    found = reader.load(str(folder)).count()
-    if found != expected:
+    # A file is one partition, and they are in order.
+    by_partition = reader.load(str(folder)).groupBy(F.spark_partition_id().alias("file")).count()
+    counts = {row["file"]: row["count"] for row in by_partition.collect()}
+    if sum(counts.values()) != expected:
         raise PrepareError(
-            f"{folder}: expected {expected} records, read back {found}: "
+            f"{folder}: expected {expected} records, read back {sum(counts.values())}: "
             "the input changed while it was read, or a disk lost data; run again"
         )
-    return len(list(folder.glob("part-*")))
+    return tuple(counts.get(file, 0) for file in range(len(list(folder.glob("part-*")))))

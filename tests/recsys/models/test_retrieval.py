@@ -221,3 +221,21 @@ def test_an_unseen_item_lies_near_those_that_share_its_features(prepared, corpus
     similarity = model.embed_corpus().numpy() @ unseen
     same = corpus.features["cluster"] == corpus.features["cluster"][0]
     assert similarity[same].mean() > similarity[~same].mean() + 0.3
+
+
+@pytest.mark.parametrize(("loss", "kind"), [("full", tf.Tensor), ("drawn", tf.IndexedSlices)])
+def test_only_a_step_that_reads_all_rows_of_a_table_has_a_gradient_of_the_table(
+    prepared, corpus, loss, kind
+):
+    config = TwoTowerConfig.model_validate({"embedding_dim": 8, "loss": LOSSES[loss]})
+    encoder = FeatureEncoder(prepared)
+    model = TwoTower(config, prepared.features, encoder, corpus, 1)
+    batch = next(iter(batches(prepared, corpus, encoder)))
+    with tf.GradientTape() as tape:
+        value = model.compute_loss(batch, training=True)
+    gradients = dict(
+        zip([v.name for v in model.trainable_variables], model.gradients(tape, value), strict=True)
+    )
+    tables = {name.split("/")[-2]: g for name, g in gradients.items() if "embeddings" in name}
+    assert isinstance(tables["item_id"], kind)
+    assert isinstance(tables["user_id"], tf.IndexedSlices)
