@@ -119,6 +119,11 @@ class Feature(BaseModel):
         return self.kind == "text" and self.encoder is None
 
     @property
+    def is_measured(self) -> bool:
+        """Whether the value is a number, or is encoded as a few of them."""
+        return self.kind in ("number", "time")
+
+    @property
     def has_vocabulary(self) -> bool:
         """Whether the values are looked up in a vocabulary of their own."""
         return self.kind in ("id", "category")

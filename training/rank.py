@@ -195,7 +195,7 @@ def _train(
     batches = lists.shuffled(data, TRAIN, size, seed)
     held_out = lists.read(data, HELD_OUT, _BATCH)
     steps = -(-lists.requests[TRAIN] // size)
-    if settings.loss == "listwise":
+    if settings.loss != "pointwise":
         # The others have no loss, and cost as much.
         learned = tf.constant([weight > 0 for weight in settings.tasks.values()], tf.bool)
         batches = _with_label(batches, learned, size)
