@@ -18,7 +18,8 @@ Table = Literal["events", "items", "users"]
 RESERVED = frozenset(
     {"label", "weight", "user", "time", "exclusions", "item", "name", "count", "labels", "k"}
     | {"known", "sequence", "row", "candidates", "retrieval_scores", "label_place"}
-    | {"outcome_items", "outcome_events", "task_labels"}
+    | {"outcome_items", "outcome_events", "task_labels", "shown_items", "shown_positions"}
+    | {"positions"}
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
@@ -75,4 +75,8 @@ class DotProducts(tf.keras.layers.Layer):
         return tf.concat([numbers, products], axis=-1)
 
 
-INTERACTIONS = {"cross": CrossLayers, "dot": DotProducts}
+#: By `ranking.interaction`.
+INTERACTIONS: dict[str, Callable[[Ranking], tf.keras.layers.Layer]] = {
+    "cross": CrossLayers,
+    "dot": DotProducts,
+}

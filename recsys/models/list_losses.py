@@ -6,6 +6,7 @@ there is no candidate the losses of requests take -1 as the label, and a logit f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import tensorflow as tf
@@ -26,9 +27,10 @@ class ListSoftmax(tf.keras.losses.Loss):
 
 
 class PairLogistic(tf.keras.losses.Loss):
-    """Log loss of the difference of each pair of a request, one that is asked for and one that is
-    not: the RankNet of Burges et al., ICML 2005, over lists; of one label it is BPR (Rendle et al.,
-    UAI 2009) with all candidates as negatives.
+    """Log loss of the difference of each pair of a request, one asked for and one that is not.
+
+    RankNet (Burges et al., ICML 2005) over lists; of a single label it is the loss of BPR (Rendle
+    et al., UAI 2009) with all candidates as negatives.
 
     It is the mean over the pairs of a request, so that a long list counts as much as a short one; a
     request without a pair has no loss.
@@ -44,7 +46,7 @@ class PairLogistic(tf.keras.losses.Loss):
 
 
 #: By `ranking.loss`.
-LOSSES = {
+LOSSES: dict[str, Callable[[], tf.keras.losses.Loss]] = {
     "pointwise": partial(tf.keras.losses.BinaryCrossentropy, from_logits=True),
     "pairwise": PairLogistic,
     "listwise": ListSoftmax,

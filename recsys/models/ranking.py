@@ -29,6 +29,8 @@ from recsys.schema import Feature, Schema
 
 #: Score of what is no candidate.
 _NONE = -1e9
+#: Later ones count as the last of them.
+_POSITIONS = 100
 
 
 class Tower(tf.keras.layers.Layer):
@@ -51,6 +53,27 @@ class Tower(tf.keras.layers.Layer):
         for layer, dropout in zip(self._hidden, self._dropouts[1:], strict=True):
             inputs = layer(dropout(inputs, training=training))
         return self._output(self._dropouts[0](inputs, training=training))
+
+
+class PositionBias(tf.keras.layers.Layer):
+    """What a position adds to the log odds of whatever is shown there, over the first position.
+
+    It is added to what all else says and left out where one serves: it takes upon itself what the
+    place explains, so that the rest need not (the shallow tower of Zhao et al., "Recommending What
+    Video to Watch Next", RecSys 2019). Positions that nothing tells (0) add nothing.
+
+    Args:
+        outputs: log odds of a candidate.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self._table = tf.keras.layers.Embedding(_POSITIONS, outputs, "zeros")
+
+    def call(self, positions: tf.Tensor) -> tf.Tensor:
+        """Give `[batch, candidates, outputs]` of int32 `[batch, candidates]`."""
+        place = tf.clip_by_value(positions, 1, _POSITIONS) - 1
+        return self._table(place) - self._table(tf.zeros_like(place))
 
 
 class RankingNetwork(tf.keras.layers.Layer):
@@ -88,6 +111,7 @@ class RankingNetwork(tf.keras.layers.Layer):
         self._interaction = INTERACTIONS[config.interaction](config)
         self.head = head
         self._gain = self.add_weight("gain", prior.shape, initializer="ones")
+        self._position = PositionBias(prior.size)
         first = tf.keras.initializers.Constant(prior)
         self._prior = self.add_weight("prior", prior.shape, initializer=first)
 
@@ -95,7 +119,8 @@ class RankingNetwork(tf.keras.layers.Layer):
         """Log odds of the candidates, `[batch, candidates, outputs]`; -1e9 where there is none.
 
         Args:
-            encoded: what `RankerFeatures` makes of a request.
+            encoded: what `RankerFeatures` makes of a request. With `positions` int32 `[batch,
+                candidates]` the log odds are those at the positions, else those in the first.
             training: whether to drop units.
         """
         features, rows = self._features(), encoded["candidates"]
@@ -107,6 +132,8 @@ class RankingNetwork(tf.keras.layers.Layer):
         crossed = self._interaction([tf.concat(own[True], axis=-1), *own[False]])
         learned = self.head(crossed, training=training)
         logits = learned + self._gain * standard[..., :1] + self._prior
+        if "positions" in encoded:
+            logits += self._position(encoded["positions"])
         return tf.where(rows[..., tf.newaxis] >= 0, logits, _NONE)
 
     def _plain(
@@ -227,11 +254,15 @@ class Ranker(tfrs.Model):
 
         Args:
             inputs: beside an encoded request `label_place` int32 `[batch]`, place of the label
-                among the candidates or -1, and `weight` `[batch]`.
+                among the candidates or -1, or, of shown lists, `task_labels` `[batch, candidates,
+                1]`, 1 where it was clicked; and `weight` `[batch]`.
             training: whether to drop units.
         """
         logits = self(inputs, training=training)
-        labels = tf.one_hot(inputs["label_place"], tf.shape(logits)[1])
+        if "task_labels" in inputs:
+            labels = tf.cast(tf.squeeze(inputs["task_labels"], axis=-1), logits.dtype)
+        else:
+            labels = tf.one_hot(inputs["label_place"], tf.shape(logits)[1])
         return self._loss(labels, logits, inputs)
 
     def _loss(

@@ -101,6 +101,28 @@ def test_low_rank_crosses_have_fewer_weights(build):
     assert sizes[1] < sizes[0] / 2
 
 
+def test_what_a_position_explains_is_left_out_where_one_serves(build):
+    ranker, corpus = build(loss="pointwise")
+    raw = requests(corpus, 200)
+    # What is shown first is clicked, whatever it is.
+    first = np.zeros((200, WIDTH, 1))
+    first[:, 0] = 1
+    positions = tf.tile(tf.range(1, WIDTH + 1)[tf.newaxis], [200, 1])
+    batch = ranker.features(raw) | {"task_labels": tf.constant(first), "positions": positions}
+    step = tf.function(ranker.train_step)
+    for _ in range(80):
+        step(batch)
+    shown = ranker(batch).numpy()
+    served = ranker(ranker.features(raw)).numpy()
+    np.testing.assert_allclose(shown[:, 0], served[:, 0], atol=1e-5)
+    assert (shown[:, 0] - shown[:, 1:].max(axis=1) > 1).all()
+    # Served, all candidates are as if they were the first.
+    spread = served.std(axis=1).mean()
+    assert spread < shown.std(axis=1).mean() / 2
+    nowhere = batch | {"positions": tf.zeros_like(positions)}
+    np.testing.assert_allclose(ranker(nowhere).numpy(), served, atol=1e-5)
+
+
 def test_what_is_no_candidate_counts_for_nothing(build):
     for loss in ("pointwise", "pairwise", "listwise"):
         ranker, corpus = build(loss=loss)
