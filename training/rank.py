@@ -291,7 +291,7 @@ def _calibrate(
 ) -> _Calibrated:
     """Fit the calibrations on what is held out, and measure there; scorers by the main output.
 
-    All is asked as in serving, where nobody knows a position yet.
+    The network is asked as in serving, where nobody knows a position yet.
     """
     score = tf.function(ranker.network)
     batches = [
@@ -299,9 +299,7 @@ def _calibrate(
             "present": raw["candidates"].numpy() >= 0,
             "retrieval": raw["retrieval_scores"].numpy(),
             "relevant": _relevant(raw, lists),
-            "logits": score(
-                ranker.features({n: v for n, v in raw.items() if n != "positions"})
-            ).numpy(),
+            "logits": score(ranker.features(raw)).numpy(),
         }
         for raw in lists.read(data, HELD_OUT, _BATCH)
     ]

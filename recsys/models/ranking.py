@@ -58,22 +58,20 @@ class Tower(tf.keras.layers.Layer):
 class PositionBias(tf.keras.layers.Layer):
     """What a position adds to the log odds of whatever is shown there, over the first position.
 
-    It is added to what all else says and left out where one serves: it takes upon itself what the
-    place explains, so that the rest need not (the shallow tower of Zhao et al., "Recommending What
-    Video to Watch Next", RecSys 2019). Positions that nothing tells (0) add nothing.
-
-    Args:
-        outputs: log odds of a candidate.
+    It is added to what the network says, and no part of what serves: it takes upon itself what the
+    place explains, so that the network need not (the shallow tower of Zhao et al., "Recommending
+    What Video to Watch Next", RecSys 2019). Positions that nothing tells (0) add nothing.
     """
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._table = tf.keras.layers.Embedding(_POSITIONS, outputs, "zeros")
+        self._table = tf.keras.layers.Embedding(_POSITIONS, 1, "zeros")
 
     def call(self, positions: tf.Tensor) -> tf.Tensor:
-        """Give `[batch, candidates, outputs]` of int32 `[batch, candidates]`."""
+        """Give float32 of int32, `[batch, candidates]` both."""
         place = tf.clip_by_value(positions, 1, _POSITIONS) - 1
-        return self._table(place) - self._table(tf.zeros_like(place))
+        added = self._table(place) - self._table(tf.zeros_like(place))
+        return tf.squeeze(added, axis=-1)
 
 
 class RankingNetwork(tf.keras.layers.Layer):
@@ -111,7 +109,6 @@ class RankingNetwork(tf.keras.layers.Layer):
         self._interaction = INTERACTIONS[config.interaction](config)
         self.head = head
         self._gain = self.add_weight("gain", prior.shape, initializer="ones")
-        self._position = PositionBias(prior.size)
         first = tf.keras.initializers.Constant(prior)
         self._prior = self.add_weight("prior", prior.shape, initializer=first)
 
@@ -119,8 +116,7 @@ class RankingNetwork(tf.keras.layers.Layer):
         """Log odds of the candidates, `[batch, candidates, outputs]`; -1e9 where there is none.
 
         Args:
-            encoded: what `RankerFeatures` makes of a request. With `positions` int32 `[batch,
-                candidates]` the log odds are those at the positions, else those in the first.
+            encoded: what `RankerFeatures` makes of a request.
             training: whether to drop units.
         """
         features, rows = self._features(), encoded["candidates"]
@@ -132,8 +128,6 @@ class RankingNetwork(tf.keras.layers.Layer):
         crossed = self._interaction([tf.concat(own[True], axis=-1), *own[False]])
         learned = self.head(crossed, training=training)
         logits = learned + self._gain * standard[..., :1] + self._prior
-        if "positions" in encoded:
-            logits += self._position(encoded["positions"])
         return tf.where(rows[..., tf.newaxis] >= 0, logits, _NONE)
 
     def _plain(
@@ -229,6 +223,7 @@ class Ranker(tfrs.Model):
         dropouts = Dropouts(config.dropout, seed, self.step)
         head = self._head(config, dropouts)
         self.network = RankingNetwork(config, features, head, np.atleast_1d(prior))
+        self._position_bias = PositionBias()
         self._mean_loss = tf.keras.metrics.Mean(name="loss")
         self._pointwise = config.loss == "pointwise"
         self._task = tfrs.tasks.Ranking(loss=LOSSES[config.loss]())
@@ -242,8 +237,15 @@ class Ranker(tfrs.Model):
         return Tower(config.hidden, dropouts)
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Log odds of the candidates of encoded requests, `[batch, candidates]`."""
-        return tf.squeeze(self.network(encoded, training=training), axis=-1)
+        """Log odds of the candidates of encoded requests, `[batch, candidates]`.
+
+        With `positions` int32 `[batch, candidates]` they are those at the positions; without, as in
+        serving, those in the first.
+        """
+        logits = tf.squeeze(self.network(encoded, training=training), axis=-1)
+        if "positions" in encoded:
+            logits += self._position_bias(encoded["positions"])
+        return logits
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Loss of a batch of requests.
