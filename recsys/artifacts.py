@@ -257,7 +257,7 @@ class TrainedRanker(Manifest):
 
     ranker: str
     lists: dict[str, int] = Field(description="folder: requests in it")
-    with_label: dict[str, int] = Field(description="folder: requests whose label was retrieved")
+    with_label: dict[str, int] = Field(description="folder: requests whose label is in the list")
     candidates: int
     features: Schema
     best_epoch: int = Field(description="counted from 1")

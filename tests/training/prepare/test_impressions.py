@@ -1,5 +1,7 @@
 """Shown lists in a second table: from `prepare` on small tables to records, counts and manifest."""
 
+import dataclasses
+
 import pytest
 import tensorflow as tf
 from pyspark.sql import functions as F
@@ -127,29 +129,22 @@ def test_a_shown_list_is_asked_with_what_was_known_before_it(
     assert PreparedData.load(data.directory).impressions == data.impressions
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "expected"),
-    [
+def test_what_cannot_be_used_is_refused(spark, stages, clicks, shown, config, tmp_path):
+    shown([row for row in SHOWN if row[0] != "2"])
+    made = stages(clicks, config)
+    schema = spark.table("shown").schema
+    wrong = [
         (4, "maybe", r"columns\.clicked: expected 1 or 0.*column 'y', but 1 rows.*such as 'maybe'"),
         (5, "0", r"columns\.position: expected whole numbers from 1.*such as '0'"),
         (0, None, r"no row is left: null request: 1"),
-    ],
-    ids=["label", "position", "nothing left"],
-)
-def test_a_table_that_cannot_be_used_is_refused(
-    stages, clicks, shown, config, column, value, expected
-):
-    row = list(SHOWN[0])
-    row[column] = value
-    shown([tuple(row)])
-    made = stages(clicks, config)
-    with pytest.raises(PrepareError, match=expected):
-        report_shown(shown_rows(made.tables, config), made.corpus, config)
-
-
-def test_a_window_without_a_click_and_a_leak_are_refused(stages, clicks, shown, config, tmp_path):
-    shown([row for row in SHOWN if row[0] != "2"])
-    made = stages(clicks, config)
+    ]
+    for column, value, expected in wrong:
+        row = list(SHOWN[0])
+        row[column] = value
+        one = spark.createDataFrame([tuple(row)], schema)
+        tables = dataclasses.replace(made.tables, impressions=one)
+        with pytest.raises(PrepareError, match=expected):
+            report_shown(shown_rows(tables, config), made.corpus, config)
     rows = shown_rows(made.tables, config).withColumn("clicked", F.lit(0))
     requests = build_requests(rows, made.sequences, made.tables, config, made.points).persist()
     with pytest.raises(PrepareError, match="no list of the validation window has a clicked item"):
