@@ -149,12 +149,12 @@ def test_several_tasks_are_calibrated_and_told_one_by_one(settings, data, model,
 
 @pytest.fixture
 def shown_data(tiny_data, data):
-    """Of two letters that are shown the earlier one is clicked, whatever retrieval expects."""
+    """Of two letters that are shown the later one is clicked; retrieval prefers the earlier."""
     lists = [
-        (f"u{n}", ITEMS[n % 6], [ITEMS[n % 6], ITEMS[(n * 5 + 2) % 6], "zz"][: 2 + n % 2])
+        (f"u{n}", ITEMS[n % 6], [ITEMS[n % 6], ITEMS[(n + 1 + n // 6 % 5) % 6], "zz"][: 2 + n % 2])
         for n in range(60)
     ]
-    lists = [(user, last, shown, min(shown[:2])) for user, last, shown in lists]
+    lists = [(user, last, shown, max(shown[:2])) for user, last, shown in lists]
     train, test = [("t", "b", "a"), ("t", "c", "ab")], [("n", "a", "a")]
     shutil.rmtree(data.directory)
     shown = {"validation": lists, "test": lists[:20]}
@@ -168,7 +168,7 @@ def shown_data(tiny_data, data):
 
 
 def test_the_ranker_learns_from_what_was_shown(settings, shown_data, model, tmp_path):
-    update = {"epochs": 25, "patience": 25, "loss": "pairwise", "learning_rate": 0.02}
+    update = {"epochs": 15, "batch_size": 8, "loss": "pairwise", "learning_rate": 0.02}
     ranking = settings.ranking.model_copy(update=update)
     evaluation = settings.evaluation.model_copy(update={"baselines": ()})
     judged = settings.model_copy(update={"ranking": ranking, "evaluation": evaluation})
@@ -176,11 +176,12 @@ def test_the_ranker_learns_from_what_was_shown(settings, shown_data, model, tmp_
     assert sum(ranker.lists.values()) == 60
     assert sum(ranker.with_label.values()) == 60
     assert ranker.held_out["ranker"]["request_auc"] > 0.9
-    assert ranker.held_out["retrieval"]["request_auc"] < 0.8
+    assert ranker.held_out["retrieval"]["request_auc"] < 0.6
     evaluate(judged, shown_data, model, None, tmp_path / "evaluation", ranker)
     report = EvaluationReport.load(tmp_path / "evaluation")
     assert report.shown["model"]["candidates"] == 40
-    assert report.shown["model"]["request_auc"] > 0.9 > report.shown["retrieval"]["request_auc"]
+    assert report.shown["model"]["request_auc"] > 0.9
+    assert report.shown["retrieval"]["request_auc"] < 0.6
     # What retrieval finds is judged beside it, as ever.
     assert report.impressions["model"]["candidates"] == 3
 
