@@ -111,6 +111,20 @@ class Corpus(_Frozen):
     num_warm: int
 
 
+class Impressions(_Frozen):
+    """Shown lists: records of queries, whose labels were clicked, with `shown_items` beside.
+
+    `counts` has a record for each item: how often it was `shown` and `clicked` in the windows of
+    training and of validation.
+    """
+
+    validation: Queries
+    test: Queries
+    counts: str = Field(description="shards")
+    longest: int = Field(description="items of a list")
+    positions: bool = Field(description="whether `shown_positions` stand beside the items")
+
+
 class VocabularyFile(_Frozen):
     """One value a line, most frequent first; none is empty or holds a line break."""
 
@@ -156,6 +170,7 @@ class PreparedData(Manifest):
     outcomes: bool = Field(
         False, description="whether validation and test tell what users did next, by event type"
     )
+    impressions: Impressions | None = Field(None, description="where the log has what was shown")
 
     def files(self, examples: Examples | Corpus) -> list[str]:
         """Shards of a split or of the corpus, in order."""
@@ -244,7 +259,7 @@ class TrainedRanker(Manifest):
 
     ranker: str
     lists: dict[str, int] = Field(description="folder: requests in it")
-    with_label: dict[str, int] = Field(description="folder: requests whose label was retrieved")
+    with_label: dict[str, int] = Field(description="folder: requests whose label is in the list")
     candidates: int
     features: Schema
     best_epoch: int = Field(description="counted from 1")
@@ -287,6 +302,7 @@ class EvaluationReport(Manifest):
     tasks: dict[str, dict[str, float]] = Field(
         {}, description="with several tasks: the same metrics of each by its own, by event type"
     )
+    shown: dict[str, dict[str, float]] = Field({}, description="the same of shown lists, by scorer")
 
 
 class IndexPoint(_Frozen):

@@ -2,7 +2,8 @@
 
 Platt, "Probabilistic Outputs for Support Vector Machines", 1999; with the offset alone left out it
 is the temperature of Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Scores of a
-listwise loss have no level of their own, so an offset is needed. Neither changes an order.
+pairwise or listwise loss have no level of their own, so an offset is needed. Neither changes an
+order.
 """
 
 from __future__ import annotations

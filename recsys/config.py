@@ -218,6 +218,8 @@ class RunConfig(Section):
     def _check_ranking(self) -> None:
         """An answer of two stages has no more items than are ranked."""
         if self.ranking is None:
+            if self.data.impressions is not None:
+                raise ValueError("data.impressions are read by a second stage: add `ranking`")
             return
         longest = {"evaluation.k": max(self.evaluation.k), "scoring.k": self.scoring.k}
         ends = {"diversity": self.export.diversity, "exploration": self.export.exploration}
@@ -231,6 +233,8 @@ class RunConfig(Section):
                 f"ranking.tasks: {strangers[0]!r} is none of data.event_types, which are "
                 f"{list(self.data.event_types)}"
             )
+        if self.ranking.tasks and self.data.impressions is not None:
+            raise ValueError("ranking.tasks: impressions tell one label, `clicked`; remove either")
         if self.ranking.tasks and self.data.held_out is not None:
             raise ValueError("ranking.tasks: the labels of `held_out` have no event types")
 

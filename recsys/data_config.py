@@ -75,6 +75,24 @@ class HeldOut(Source):
     time_format: str = Field("iso", description="as in `events`")
 
 
+class ImpressionColumns(Section):
+    """Which column of the table of shown items plays which role."""
+
+    request: str = Field(description="rows that agree in user and request are one shown list")
+    user: str
+    item: str
+    time: str = Field(description="of showing; a list is asked for at its earliest")
+    clicked: str = Field(description="1 or true where the item was taken, 0 or false where not")
+    position: str | None = Field(None, description="in the list, whole numbers from 1")
+
+
+class Impressions(Source):
+    """What was shown, a row an item: the lists that the second stage learns from."""
+
+    columns: ImpressionColumns
+    time_format: str = Field("iso", description="as in `events`")
+
+
 class EventType(Section):
     """What an event of this type counts, and whether it is something to predict."""
 
@@ -103,6 +121,9 @@ class Data(Section):
     items: Items | None = None
     users: Users | None = None
     held_out: HeldOut | None = Field(None, description="with split.kind=held_out: what tests")
+    impressions: Impressions | None = Field(
+        None, description="what was shown; a ranker learns from it instead of retrieval's lists"
+    )
     item_name: str | None = Field(None, description="column with the item's readable name")
     event_types: dict[str, EventType] = Field({}, description="empty: every event is a label")
     cleaning: Cleaning = Cleaning()
@@ -131,4 +152,12 @@ class Data(Section):
             raise ValueError("`held_out.columns.time` needs `events.columns.time` to come after")
         if self.events.columns.time is None and not self.events.columns.order:
             raise ValueError("`events.columns` needs `time` or `order`: events must have an order")
+        return self
+
+    @model_validator(mode="after")
+    def _check_impressions(self) -> Data:
+        if self.impressions is not None and self.split.kind != "time":
+            raise ValueError("`impressions` need `split.kind=time`, which says what is known when")
+        if self.impressions is not None and self.history_scope != "user":
+            raise ValueError("`impressions` need `history_scope=user`: requests name no session")
         return self

@@ -10,6 +10,7 @@ than they ever are in serving, where no one counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from recsys.dataset import Interactions
 #: Columns; those after the first need time stamps.
 STATISTICS = ("popularity", "recent_popularity", "days_since_label", "never_labelled")
 _RECENT_SHARE = 0.2
+_PRIOR_SHOWS = 10.0
 _MICROSECONDS_PER_DAY = 86_400e6
 
 
@@ -51,6 +53,30 @@ def item_statistics(
         columns.append(_log_share(label[recent], weight[recent], num_items))
         columns += _recency(label, at, num_items)
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def click_statistics(
+    shown: NDArray[np.integer[Any]], clicked: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
+    """Statistics of all items by the lists that were shown before the window.
+
+    How much more often than others an item is clicked where it is shown, as the difference of log
+    odds, with ten shows of the mean rate added; and the log of its share of all shows over that of
+    an average item, add-one smoothed.
+
+    Args:
+        shown: `[num_items]` times.
+        clicked: `[num_items]` times.
+
+    Returns:
+        `[num_items, 2]`.
+    """
+    rate = (clicked.sum() + 1) / (shown.sum() + 2)
+    taken = clicked + _PRIOR_SHOWS * rate
+    left = shown - clicked + _PRIOR_SHOWS * (1 - rate)
+    odds = np.log(taken / left) - np.log(rate / (1 - rate))
+    share = np.log((shown + 1) * len(shown) / (shown.sum() + len(shown)))
+    return np.stack([odds, share], axis=1).astype(np.float32)
 
 
 def standardised(

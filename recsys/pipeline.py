@@ -255,7 +255,8 @@ class Run:
         ]
         if report.impressions:
             tasks = {f"task {name}": metrics for name, metrics in report.tasks.items()}
-            parts.insert(3, impressions_table(report.impressions | tasks))
+            logged = {f"{name}, as shown": metrics for name, metrics in report.shown.items()}
+            parts.insert(3, impressions_table(report.impressions | tasks | logged))
         return "\n\n".join(parts)
 
     def _if_finished(self, step: str, kind: type[M]) -> M | None:

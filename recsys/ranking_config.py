@@ -34,12 +34,21 @@ class Ranking(Section):
     )
     embedding_dim: int = Field(8, ge=1, description="of features that are no ids")
     attention_dim: int = Field(32, ge=1, description="of items where history meets candidate")
+    interaction: Literal["cross", "dot"] = Field(
+        "cross", description="of features: cross layers as in DCN-v2, dot products as in DLRM"
+    )
     cross_layers: int = Field(2, ge=0, description="of DCN-v2")
     cross_rank: int | None = Field(None, ge=1, description="of their matrices; full if empty")
-    hidden: tuple[int, ...] = Field((64, 32), description="layers after the cross layers")
+    bottom: tuple[int, ...] = Field(
+        (64, 32),
+        min_length=1,
+        description="of DLRM, layers over numbers; the last sizes all vectors",
+    )
+    hidden: tuple[int, ...] = Field((64, 32), description="layers after the interaction")
     dropout: float = Field(0.1, ge=0, lt=1)
-    loss: Literal["pointwise", "listwise"] = Field(
-        "pointwise", description="log loss of each candidate, or softmax over those of a request"
+    loss: Literal["pointwise", "pairwise", "listwise"] = Field(
+        "pointwise",
+        description="log loss of each candidate, of each pair of a request, or softmax over all",
     )
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(64, ge=1, description="requests per step")

@@ -18,7 +18,8 @@ Table = Literal["events", "items", "users"]
 RESERVED = frozenset(
     {"label", "weight", "user", "time", "exclusions", "item", "name", "count", "labels", "k"}
     | {"known", "sequence", "row", "candidates", "retrieval_scores", "label_place"}
-    | {"outcome_items", "outcome_events", "task_labels"}
+    | {"outcome_items", "outcome_events", "task_labels", "shown_items", "shown_positions"}
+    | {"positions"}
 )
 
 
@@ -117,6 +118,11 @@ class Feature(BaseModel):
     def is_hashed(self) -> bool:
         """Whether the value is a text whose words are hashed and learned."""
         return self.kind == "text" and self.encoder is None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the value is a number, or is encoded as a few of them."""
+        return self.kind in ("number", "time")
 
     @property
     def has_vocabulary(self) -> bool:

@@ -127,7 +127,7 @@ def impressions_table(impressions: Mapping[str, Mapping[str, float]]) -> str:
     for name, values in impressions.items():
         # Scores of retrieval are no log odds.
         told = [m for m in shown if m in values]
-        if name == "retrieval":
+        if name.startswith("retrieval"):
             told = [m for m in told if m not in ("log_loss", "calibration_error")]
         rows.append([name, *(f"{values[m]:.4f}" if m in told else "" for m in shown)])
     return _aligned(rows)

@@ -52,6 +52,7 @@ from training.two_stage import (
     impressions,
     rank_function,
     rank_lists,
+    shown_quality,
     task_quality,
 )
 
@@ -102,6 +103,10 @@ def evaluate(
         outcomes = read_outcomes(data, data.test, window.corpus, list(ranker.tasks))
         tasks = task_quality(lists, window.queries, outcomes)
         report = report.model_copy(update={"tasks": tasks})
+    if ranker is not None and data.impressions is not None:
+        towers, rank = model.directory / model.towers, rank_function(ranker)
+        shown = shown_quality(rank, data, window.corpus, towers, ranker.candidates)
+        report = report.model_copy(update={"shown": shown})
     return _write(report, window.queries, rankings)
 
 

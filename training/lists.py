@@ -11,6 +11,9 @@ a refit. (They chose the epoch by them, which is one number.) What the lists hol
 where the window begins, see `recsys.item_statistics`. The latest requests are held out, to choose
 the epoch of the ranker and to calibrate it; the test window is touched by neither.
 
+Where the log has what was shown, these lists take the place of those of retrieval, with the items
+and clicks that they had; all else, the window included, is the same.
+
 Lists go to disk block by block, so memory does not grow with their length.
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from recsys.artifacts import PreparedData
+from recsys.artifacts import Examples, PreparedData
 from recsys.dataset import Interactions, feature_spec, named_corruption, parse_examples
 from recsys.ranks import Candidates, DotProduct, candidate_lists
 from training.outcomes import Outcomes
+from training.shown import Shown
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +51,26 @@ class Lists:
         folder: with a file for each part, `train` and `held_out`.
         depth: candidates of each list.
         requests: lists of each part.
+        listed: their candidates in all.
         with_label: those of them that hold their label.
         score_mean: of the retrieval scores of `train`.
         score_std: of them.
         positives: candidates of each part with each outcome, `[tasks]`; of the label where there
             are no tasks.
+        tasks: labels of each candidate; 0 where a list has one label, known by its place.
+        positions: whether it is told where candidates were shown.
     """
 
     folder: Path
     depth: int
     requests: dict[str, int]
+    listed: dict[str, int]
     with_label: dict[str, int]
     score_mean: float
     score_std: float
     positives: dict[str, NDArray[np.int64]]
     tasks: int = 0
+    positions: bool = False
 
     def read(self, data: PreparedData, part: str, batch_size: int) -> tf.data.Dataset:
         """Batches of raw requests: query features, and what `write_lists` adds, in file order."""
@@ -88,11 +97,13 @@ class Lists:
         }
         if self.tasks:
             spec["task_labels"] = tf.io.FixedLenFeature([self.depth, self.tasks], tf.int64)
+        if self.positions:
+            spec["positions"] = tf.io.FixedLenFeature([self.depth], tf.int64)
+        whole = [n for n in ("candidates", "label_place", "positions") if n in spec]
 
         def parse(batch: tf.Tensor) -> dict[str, tf.Tensor]:
             parsed = parse_examples(batch, spec)
-            numbers = {n: tf.cast(parsed[n], tf.int32) for n in ("candidates", "label_place")}
-            return parsed | numbers
+            return parsed | {name: tf.cast(parsed[name], tf.int32) for name in whole}
 
         return records.batch(batch_size).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -102,51 +113,81 @@ class Requests:
     """What lists are made of.
 
     Attributes:
-        queries: the validation split.
+        split: what is asked, of the validation window.
+        queries: of this split.
         held_out: `[n]` which of them are held out.
         outcomes: what followed them, where there are tasks.
+        shown: what they were shown, where the log has it.
     """
 
+    split: Examples
     queries: Interactions
     held_out: NDArray[np.bool_]
     outcomes: Outcomes | None = None
+    shown: Shown | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """Labels of each candidate; 0 where a list has one label, known by its place."""
+        return len(self.outcomes.tasks) if self.outcomes else int(self.shown is not None)
+
+    def lists(self, scorer: DotProduct, depth: int) -> Iterator[Candidates]:
+        """Yield what was shown, or the best of retrieval, in file order."""
+        if self.shown is not None:
+            return self.shown.scored(scorer)
+        return candidate_lists("lists", scorer, self.queries, len(scorer.candidates), depth)
+
+    def labels(self, block: Candidates) -> dict[str, NDArray[Any]]:
+        """What is to be learned of the candidates, as a record tells it."""
+        own = block.queries
+        if self.shown is not None:
+            clicked = self.shown.clicked[own][..., np.newaxis]
+            nowhere = np.full(len(block.items), -1)
+            positions = self.shown.positions[own]
+            return {"label_place": nowhere, "task_labels": clicked, "positions": positions}
+        told: dict[str, NDArray[Any]] = {
+            "label_place": label_places(block.items, self.queries.label[own])
+        }
+        if self.outcomes is not None:
+            told["task_labels"] = self.outcomes.of(own, block.items)
+        return told
 
 
 def write_lists(
     data: PreparedData, scorer: DotProduct, requests: Requests, depth: int, folder: Path
 ) -> Lists:
-    """Write the lists of the validation queries.
+    """Write the lists of the validation window.
 
     A record is that of the query with `candidates` (corpus rows, best first, -1 for none),
     `retrieval_scores`, and `label_place`, where the label is among them, or -1. With outcomes it
     has `task_labels` too, 1 for each candidate with each outcome, and any is a label of the list.
+    Of shown lists the one outcome is the click, and `positions` stand beside it.
 
     Args:
-        data: whose validation split is read.
+        data: that the requests are of.
         scorer: of these queries, which has not learned from them.
-        requests: the validation split.
-        depth: candidates of a list, no more than there are items.
+        requests: of the validation window.
+        depth: candidates of a list, no more than there are items; as many as shown lists have.
         folder: to write to.
     """
     folder.mkdir(parents=True)
-    queries, held_out, outcomes = requests.queries, requests.held_out, requests.outcomes
-    num_items = len(scorer.candidates)
-    found = np.zeros(len(queries), bool)
+    held_out = requests.held_out
+    found, listed = np.zeros(len(held_out), bool), np.zeros(len(held_out), np.int64)
     moments = np.zeros(3)
     masks = {TRAIN: ~held_out, HELD_OUT: held_out}
-    num_tasks = len(outcomes.tasks) if outcomes else 0
-    positives = {part: np.zeros(max(num_tasks, 1), np.int64) for part in masks}
+    positives = {part: np.zeros(max(requests.num_tasks, 1), np.int64) for part in masks}
     parts = {part: tf.io.TFRecordWriter(str(_file(folder, part))) for part in (TRAIN, HELD_OUT)}
-    with named_corruption(data, data.validation):
-        records = _records(data)
-        for block in candidate_lists("lists", scorer, queries, num_items, depth):
-            places = label_places(block.items, queries.label[block.queries])
-            labels = _labels(block, places, outcomes)
+    with named_corruption(data, requests.split):
+        records = tf.data.TFRecordDataset(data.files(requests.split)).as_numpy_iterator()
+        for block in requests.lists(scorer, depth):
+            told = requests.labels(block)
+            labels = _wanted(told, depth)
             found[block.queries] = labels.any(axis=(1, 2))
+            listed[block.queries] = np.count_nonzero(block.items >= 0, axis=1)
             own = np.isfinite(block.scores) & ~held_out[block.queries][:, np.newaxis]
             scores = block.scores[own].astype(np.float64)
             moments += [scores.size, scores.sum(), (scores**2).sum()]
-            extended = _extended(records, block, places, labels if outcomes else None)
+            extended = _extended(records, block, told)
             for held, record in zip(held_out[block.queries], extended, strict=True):
                 parts[HELD_OUT if held else TRAIN].write(record)
             for part, mask in masks.items():
@@ -159,11 +200,13 @@ def write_lists(
         folder=folder,
         depth=depth,
         requests={part: int(np.count_nonzero(own)) for part, own in masks.items()},
+        listed={part: int(listed[own].sum()) for part, own in masks.items()},
         with_label={part: int(np.count_nonzero(found & own)) for part, own in masks.items()},
         score_mean=float(mean),
         score_std=float(np.sqrt(max(squares / max(count, 1) - mean**2, 0))),
         positives=positives,
-        tasks=num_tasks,
+        tasks=requests.num_tasks,
+        positions=data.impressions is not None and data.impressions.positions,
     )
 
 
@@ -191,38 +234,24 @@ def label_places(items: NDArray[np.int32], labels: NDArray[np.int32]) -> NDArray
     return np.where(hits.any(axis=1), hits.argmax(axis=1), -1).astype(np.int32)
 
 
-def _records(data: PreparedData) -> Iterator[bytes]:
-    records: Iterator[bytes] = tf.data.TFRecordDataset(
-        data.files(data.validation)
-    ).as_numpy_iterator()
-    return records
-
-
-def _labels(
-    block: Candidates, places: NDArray[np.int32], outcomes: Outcomes | None
-) -> NDArray[np.bool_]:
+def _wanted(told: Mapping[str, NDArray[Any]], depth: int) -> NDArray[np.bool_]:
     """What is to be learned of each candidate, `[queries, candidates, tasks]`."""
-    if outcomes is not None:
-        return outcomes.of(block.queries, block.items)
-    return (places[:, np.newaxis] == np.arange(block.items.shape[1]))[..., np.newaxis]
+    if "task_labels" in told:
+        return told["task_labels"]
+    wanted: NDArray[np.bool_] = told["label_place"][:, np.newaxis] == np.arange(depth)
+    return wanted[..., np.newaxis]
 
 
 def _extended(
-    records: Iterator[bytes],
-    block: Candidates,
-    places: NDArray[np.int32],
-    labels: NDArray[np.bool_] | None,
+    records: Iterator[bytes], block: Candidates, told: Mapping[str, NDArray[Any]]
 ) -> Iterator[bytes]:
-    for row, (items, scores, place) in enumerate(
-        zip(block.items, block.scores, places, strict=True)
-    ):
+    columns = {"candidates": block.items, **told}
+    for row, scores in enumerate(block.scores):
         example = tf.train.Example.FromString(next(records))
         added: dict[str, Any] = example.features.feature
-        added["candidates"].int64_list.value.extend(items.tolist())
         added["retrieval_scores"].float_list.value.extend(scores.tolist())
-        added["label_place"].int64_list.value.append(int(place))
-        if labels is not None:
-            added["task_labels"].int64_list.value.extend(labels[row].astype(int).ravel().tolist())
+        for name, values in columns.items():
+            added[name].int64_list.value.extend(values[row].astype(int).ravel().tolist())
         yield example.SerializeToString()
 
 

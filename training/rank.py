@@ -15,6 +15,7 @@ from scipy.special import logit
 
 from recsys.artifacts import (
     ArtifactError,
+    Examples,
     PreparedData,
     TrainedModel,
     TrainedRanker,
@@ -23,9 +24,9 @@ from recsys.artifacts import (
 from recsys.atomic import replaced
 from recsys.calibration import Calibration, fit_calibration
 from recsys.config import RunConfig
-from recsys.dataset import Corpus, Interactions, read_corpus, read_interactions, read_sequences
+from recsys.dataset import Corpus, read_corpus, read_interactions, read_sequences
 from recsys.features import FeatureEncoder
-from recsys.item_statistics import item_statistics, standardised
+from recsys.item_statistics import click_statistics, item_statistics, standardised
 from recsys.models.multitask import Multitask
 from recsys.models.ranker_features import KnownItems
 from recsys.models.ranking import Ranker
@@ -36,17 +37,20 @@ from training.embeddings import two_tower_scorer
 from training.list_quality import list_quality
 from training.lists import HELD_OUT, TRAIN, Lists, Requests, latest, write_lists
 from training.outcomes import read_outcomes
+from training.shown import read_item_counts, read_shown
 
 logger = logging.getLogger(__name__)
 
 _RANKER, _LISTS = "ranker", "lists"
 _BATCH = 256
+#: What a record has of each candidate.
+_LISTED = ("candidates", "retrieval_scores", "task_labels", "positions")
 
 
 def rank(
     config: RunConfig, data: PreparedData, model: TrainedModel, directory: Path
 ) -> TrainedRanker:
-    """Train a ranker on what the towers retrieve, choose its epoch, calibrate it, save it.
+    """Train a ranker on what towers retrieve, or on what was shown; choose its epoch, calibrate.
 
     Args:
         config: with a `ranking` section.
@@ -58,7 +62,7 @@ def rank(
     Raises:
         ArtifactError: model and data differ in their schema, there was a refit without a `ranking`
             section, the data do not tell the outcomes that tasks need, or retrieval finds no label
-            to learn from.
+            to learn from, or of what was shown nothing was clicked.
     """
     settings = config.ranking
     assert settings is not None, "the step belongs to configs with a `ranking` section"
@@ -72,16 +76,12 @@ def rank(
     tf.config.experimental.enable_op_determinism()
     corpus = read_corpus(data)
     with replaced(directory) as folder:
-        queries = read_interactions(data, data.validation, corpus)
-        held_out = latest(queries, settings.held_out, data.validation.last_at is not None)
-        scorer = _scorer(data, model, corpus, queries)
-        depth = min(settings.candidates, len(corpus))
+        requests, depth = _requests(settings, data, corpus)
+        scorer = _scorer(data, model, corpus, requests)
         tasks = tuple(settings.tasks)
-        outcomes = read_outcomes(data, data.validation, corpus, tasks) if tasks else None
-        requests = Requests(queries, held_out, outcomes)
         lists = write_lists(data, scorer, requests, depth, folder / _LISTS)
-        _require_labels(lists, settings.tasks)
-        before, after = _statistics(data, corpus)
+        (_require_labels if requests.shown is None else _require_clicks)(lists, settings.tasks)
+        before, after = window_statistics(data, corpus)
         ranker = (Multitask if tasks else Ranker)(
             settings,
             data.features,
@@ -92,7 +92,7 @@ def rank(
         )
         ranker.features.standardise_scores(lists.score_mean, lists.score_std)
         trained = _train(ranker, settings, data, lists, config.seed)
-        users = queries.user[held_out]
+        users = requests.queries.user[requests.held_out]
         calibrated = _calibrate(ranker, data, lists, users, settings.task_order)
         statistics = standardised(after, before)
         ranker.save_ranker(folder / _RANKER, statistics, *calibrated.calibrations)
@@ -112,12 +112,41 @@ def rank(
     return manifest.model_copy(update={"directory": directory})
 
 
+def _requests(settings: Ranking, data: PreparedData, corpus: Corpus) -> tuple[Requests, int]:
+    """Requests of the validation window, and how long their lists are at most."""
+    depth = min(settings.candidates, len(corpus))
+    split: Examples = data.validation
+    outcomes = shown = None
+    if data.impressions is not None:
+        split, depth = data.impressions.validation, min(data.impressions.longest, depth)
+        shown = read_shown(data, split, corpus, depth)
+    elif settings.tasks:
+        outcomes = read_outcomes(data, split, corpus, tuple(settings.tasks))
+    queries = read_interactions(data, split, corpus)
+    held_out = latest(queries, settings.held_out, split.last_at is not None)
+    return Requests(split, queries, held_out, outcomes, shown), depth
+
+
 def _scorer(
-    data: PreparedData, model: TrainedModel, corpus: Corpus, queries: Interactions
+    data: PreparedData, model: TrainedModel, corpus: Corpus, requests: Requests
 ) -> DotProduct:
-    """Retrieval of the validation queries, whose labels it has not learned."""
+    """Retrieval of the validation window, whose labels it has not learned."""
     towers = model.directory / (model.before_refit or model.towers)
-    return two_tower_scorer(towers, data, corpus, queries.history, data.validation)
+    return two_tower_scorer(towers, data, corpus, requests.queries.history, requests.split)
+
+
+def _require_clicks(lists: Lists, tasks: Mapping[str, float]) -> None:
+    for part, purpose in ((TRAIN, "train"), (HELD_OUT, "calibrate")):
+        clicks, listed = int(lists.positives[part].sum()), lists.listed[part]
+        logger.info(
+            "%s: %d shown lists, %d items, %d clicks", part, lists.requests[part], listed, clicks
+        )
+        if not 0 < clicks < listed:
+            raise ArtifactError(
+                f"{clicks} of the {listed} shown items that are to {purpose} the ranker were "
+                "clicked, some and not all are needed: lengthen the validation window, or change "
+                "ranking.held_out"
+            )
 
 
 def _require_labels(lists: Lists, tasks: Mapping[str, float]) -> None:
@@ -139,20 +168,28 @@ def _require_labels(lists: Lists, tasks: Mapping[str, float]) -> None:
         )
 
 
-def _statistics(
+def window_statistics(
     data: PreparedData, corpus: Corpus
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Statistics as of the beginning of validation, and as of its end."""
+    """Statistics as of the beginning of validation, and as of its end, `[num_items, any]`."""
     timed = data.train.last_at is not None
     train = read_sequences(data, data.train, corpus)
     recent = read_sequences(data, data.recent, corpus)
     before = item_statistics([train], len(corpus), timed)
-    return before, item_statistics([train, recent], len(corpus), timed)
+    after = item_statistics([train, recent], len(corpus), timed)
+    if data.impressions is None:
+        return before, after
+    times = read_item_counts(data, corpus)
+    earlier, all_times = ([part[:n].sum(axis=0) for part in times] for n in (1, 2))
+    return (
+        np.concatenate([before, click_statistics(*earlier)], axis=1),
+        np.concatenate([after, click_statistics(*all_times)], axis=1),
+    )
 
 
 def _log_odds(lists: Lists) -> NDArray[np.float64]:
     """Where the logits begin, `[outputs]`."""
-    share = np.maximum(lists.positives[TRAIN], 1) / (lists.requests[TRAIN] * lists.depth)
+    share = np.maximum(lists.positives[TRAIN], 1) / max(lists.listed[TRAIN], 2)
     odds: NDArray[np.float64] = logit(share)
     return odds
 
@@ -181,7 +218,8 @@ class _BestEpoch(tf.keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
-        self._loss = tf.function(self.model.compute_loss)
+        # Batches differ in their longest list.
+        self._loss = tf.function(self.model.compute_loss, reduce_retracing=True)
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         for variable, value in zip(self.model.trainable_variables, self._weights, strict=True):
@@ -195,14 +233,14 @@ def _train(
     batches = lists.shuffled(data, TRAIN, size, seed)
     held_out = lists.read(data, HELD_OUT, _BATCH)
     steps = -(-lists.requests[TRAIN] // size)
-    if settings.loss == "listwise":
+    if settings.loss != "pointwise":
         # The others have no loss, and cost as much.
-        learned = tf.constant([weight > 0 for weight in settings.tasks.values()], tf.bool)
+        learned = tf.constant([weight > 0 for weight in settings.tasks.values()] or [True])
         batches = _with_label(batches, learned, size)
         held_out = _with_label(held_out, learned, _BATCH)
         steps = -(-lists.with_label[TRAIN] // size)
-    batches = batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
-    held_out = held_out.map(encode)
+    batches = batches.map(_trimmed).map(encode, num_parallel_calls=tf.data.AUTOTUNE)
+    held_out = held_out.map(_trimmed).map(encode)
     best = _BestEpoch(held_out.cache(), settings.patience)
     optimizer = tf.keras.optimizers.Adam(
         settings.learning_rate, weight_decay=settings.weight_decay or None, jit_compile=False
@@ -228,6 +266,13 @@ def _with_label(batches: tf.data.Dataset, learned: tf.Tensor, size: int) -> tf.d
     return batches.unbatch().filter(has_label).batch(size)
 
 
+def _trimmed(requests: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A batch without the places that hold a candidate in none of its lists: they cost as much."""
+    present = tf.reduce_any(requests["candidates"] >= 0, axis=0)
+    width = tf.maximum(tf.reduce_sum(tf.cast(present, tf.int32)), 1)
+    return {n: v[:, :width] if n in _LISTED else v for n, v in requests.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class _Calibrated:
     """Calibrations of the outputs, and metrics on what they were fitted on."""
@@ -244,7 +289,10 @@ def _calibrate(
     users: NDArray[np.int64],
     order: Sequence[float],
 ) -> _Calibrated:
-    """Fit the calibrations on what is held out, and measure there; scorers by the main output."""
+    """Fit the calibrations on what is held out, and measure there; scorers by the main output.
+
+    The network is asked as in serving, where nobody knows a position yet.
+    """
     score = tf.function(ranker.network)
     batches = [
         {

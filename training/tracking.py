@@ -286,9 +286,10 @@ def _test_metrics(report: EvaluationReport) -> dict[str, float]:
         for metric, estimate in metrics.items()
     }
     ranked = {f"{scorer}/": metrics for scorer, metrics in report.impressions.items()}
+    shown = {f"shown/{scorer}/": metrics for scorer, metrics in report.shown.items()}
     return estimates | {
         f"impressions/{part}{metric}": value
-        for part, metrics in (ranked | _by_task(report.tasks)).items()
+        for part, metrics in (ranked | _by_task(report.tasks) | shown).items()
         for metric, value in metrics.items()
     }
 

@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError, Examples, PreparedData, TrainedRanker
 from recsys.baselines import Scorer
-from recsys.dataset import Corpus, Interactions, feature_spec, named_corruption, parse_examples
+from recsys.dataset import (
+    Corpus,
+    Interactions,
+    feature_spec,
+    named_corruption,
+    parse_examples,
+    read_interactions,
+)
 from recsys.models.embed import load_savedmodel
 from recsys.ranks import Candidates
+from training.embeddings import two_tower_scorer
 from training.list_quality import list_quality
 from training.outcomes import Outcomes
+from training.shown import read_shown
 
 _AT_ONCE = 128
 
@@ -110,6 +119,34 @@ def impressions(lists: RankedLists, queries: Interactions) -> dict[str, dict[str
     scorers = {"model": lists.scores, "retrieval": lists.retrieval}
     return {
         name: list_quality(relevant, present, scores, queries.user)
+        for name, scores in scorers.items()
+    }
+
+
+def shown_quality(
+    rank: RankFunction, data: PreparedData, corpus: Corpus, towers: Path, candidates: int
+) -> dict[str, dict[str, float]]:
+    """Quality of the lists that were shown in the test window by scorer, `model` and `retrieval`.
+
+    Scores are those of serving, which knows no positions.
+
+    Args:
+        rank: the second stage.
+        data: with impressions.
+        corpus: of the data.
+        towers: the first stage.
+        candidates: longer lists are cut.
+    """
+    assert data.impressions is not None, "asked where the data have shown lists"
+    split = data.impressions.test
+    shown = read_shown(data, split, corpus, min(data.impressions.longest, candidates))
+    queries = read_interactions(data, split, corpus)
+    scorer = two_tower_scorer(towers, data, corpus, queries.history, split)
+    lists = rank_lists(rank, data, split, shown.scored(scorer))
+    present = lists.items >= 0
+    scorers = {"model": lists.scores, "retrieval": lists.retrieval}
+    return {
+        name: list_quality(shown.clicked, present, scores, queries.user)
         for name, scores in scorers.items()
     }
 

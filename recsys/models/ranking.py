@@ -8,7 +8,7 @@ of the towers that serve is their scores alone, which a refit leaves comparable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ from numpy.typing import NDArray
 from recsys.calibration import Calibration
 from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
 from recsys.models.dropout import Dropouts
+from recsys.models.interactions import INTERACTIONS
+from recsys.models.list_losses import ABSENT, LOSSES
 from recsys.models.ranker_features import KnownItems, RankerFeatures
 from recsys.models.target_attention import TargetAttention
 from recsys.ranking_config import Ranking
-from recsys.schema import Schema
+from recsys.schema import Feature, Schema
 
 #: Score of what is no candidate.
 _NONE = -1e9
+#: Later ones count as the last of them.
+_POSITIONS = 100
 
 
 class Tower(tf.keras.layers.Layer):
@@ -51,12 +55,30 @@ class Tower(tf.keras.layers.Layer):
         return self._output(self._dropouts[0](inputs, training=training))
 
 
-class RankingNetwork(tf.keras.layers.Layer):
-    """DCN-v2 over query, candidate and context features, with target attention to the history.
+class PositionBias(tf.keras.layers.Layer):
+    """What a position adds to the log odds of whatever is shown there, over the first position.
 
-    Cross layers multiply features with each other (Wang et al., "DCN V2", WWW 2021), of full or low
-    rank; a head follows (the stacked structure of the paper). A logit begins as the scaled score of
-    retrieval: the ranker learns where to differ from it.
+    It is added to what the network says, and no part of what serves: it takes upon itself what the
+    place explains, so that the network need not (the shallow tower of Zhao et al., "Recommending
+    What Video to Watch Next", RecSys 2019). Positions that nothing tells (0) add nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._table = tf.keras.layers.Embedding(_POSITIONS, 1, "zeros")
+
+    def call(self, positions: tf.Tensor) -> tf.Tensor:
+        """Give float32 of int32, `[batch, candidates]` both."""
+        place = tf.clip_by_value(positions, 1, _POSITIONS) - 1
+        added = self._table(place) - self._table(tf.zeros_like(place))
+        return tf.squeeze(added, axis=-1)
+
+
+class RankingNetwork(tf.keras.layers.Layer):
+    """DCN-v2 or DLRM over query, candidate and context features, with target attention to history.
+
+    Features are multiplied with each other, see `recsys.models.interactions`; a head follows. A
+    logit begins as the scaled score of retrieval: the ranker learns where to differ from it.
 
     Args:
         config: of the model.
@@ -75,7 +97,7 @@ class RankingNetwork(tf.keras.layers.Layer):
         super().__init__()
         # Behind a function: what it holds of every item is no weight.
         self._features: Callable[[], RankerFeatures] = lambda: features
-        dense, rank = tf.keras.layers.Dense, config.cross_rank
+        dense = tf.keras.layers.Dense
         self._embedding = FeatureEmbedding(
             features.schema, features.vocabulary_sizes, config.embedding_dim
         )
@@ -84,8 +106,7 @@ class RankingNetwork(tf.keras.layers.Layer):
         self._item = dense(config.attention_dim)
         self._event = dense(config.attention_dim, use_bias=False)
         self._attention = TargetAttention(config.attention_dim)
-        cross = tfrs.layers.feature_interaction.Cross
-        self._cross = [cross(projection_dim=rank) for _ in range(config.cross_layers)]
+        self._interaction = INTERACTIONS[config.interaction](config)
         self.head = head
         self._gain = self.add_weight("gain", prior.shape, initializer="ones")
         first = tf.keras.initializers.Constant(prior)
@@ -100,35 +121,37 @@ class RankingNetwork(tf.keras.layers.Layer):
         """
         features, rows = self._features(), encoded["candidates"]
         standard = features.standard_scores(encoded["retrieval_scores"])
-        parts = [features.statistics(rows), standard, *self._attended(encoded, rows)]
-        parts += self._plain(encoded, rows)
-        crossed = inputs = tf.concat(parts, axis=-1)
-        for cross in self._cross:
-            crossed = cross(inputs, crossed)
+        numbers, vectors = self._attended(encoded, rows)
+        own = {False: vectors, True: [features.statistics(rows), standard, *numbers]}
+        for feature, values in self._plain(encoded, rows):
+            own[feature.is_measured].append(values)
+        crossed = self._interaction([tf.concat(own[True], axis=-1), *own[False]])
         learned = self.head(crossed, training=training)
         logits = learned + self._gain * standard[..., :1] + self._prior
         return tf.where(rows[..., tf.newaxis] >= 0, logits, _NONE)
 
-    def _plain(self, encoded: Mapping[str, tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
+    def _plain(
+        self, encoded: Mapping[str, tf.Tensor], rows: tf.Tensor
+    ) -> Iterator[tuple[Feature, tf.Tensor]]:
         """Features of query and candidate that are neither ids nor histories."""
         features = self._features()
         batch, width = tf.unstack(tf.shape(rows))
-        parts = []
-        if features.query:
-            query = self._embedding(features.query, encoded)[:, tf.newaxis]
-            parts.append(tf.tile(query, [1, width, 1]))
-        if features.candidate:
-            flat = features.of_candidates(tf.reshape(rows, [-1]))
-            own = self._embedding(features.candidate, flat)
-            parts.append(tf.reshape(own, [batch, width, own.shape[-1]]))
-        return parts
+        for feature in features.query:
+            query = self._embedding([feature], encoded)[:, tf.newaxis]
+            yield feature, tf.tile(query, [1, width, 1])
+        flat = features.of_candidates(tf.reshape(rows, [-1]))
+        for feature in features.candidate:
+            own = self._embedding([feature], flat)
+            yield feature, tf.reshape(own, [batch, width, own.shape[-1]])
 
-    def _attended(self, encoded: Mapping[str, tf.Tensor], rows: tf.Tensor) -> list[tf.Tensor]:
-        """The candidate, what the history says of it, and what was done with itself."""
+    def _attended(
+        self, encoded: Mapping[str, tf.Tensor], rows: tf.Tensor
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Numbers and vectors: the candidate, what the history says of it, and of itself in it."""
         features = self._features()
         candidate = self._item(features.vectors(rows))
         if features.item_history is None:
-            return [candidate]
+            return [], [candidate]
         seen = encoded[features.item_history.name]
         known = features.known(encoded)
         same = (rows[:, :, tf.newaxis] == seen[:, tf.newaxis]) & (seen >= 0)[:, tf.newaxis]
@@ -136,12 +159,9 @@ class RankingNetwork(tf.keras.layers.Layer):
         marks = self._marks(encoded, known, later)
         events = self._item(features.vectors(seen)) + self._event(marks)
         own = tf.cast(same, tf.float32)
-        return [
-            candidate,
-            self._attention(candidate, events, own, known),
-            tf.einsum("bcl,bld->bcd", own, marks),
-            _seen(same, known, later),
-        ]
+        attended = self._attention(candidate, events, own, known)
+        done = tf.einsum("bcl,bld->bcd", own, marks)
+        return [_seen(same, known, later)], [candidate, attended, done]
 
     def _marks(
         self, encoded: Mapping[str, tf.Tensor], known: tf.Tensor, later: tf.Tensor
@@ -174,7 +194,7 @@ def _seen(same: tf.Tensor, known: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
 
 
 class Ranker(tfrs.Model):
-    """Trains a `RankingNetwork` by the log loss of candidates, or by the softmax over a request.
+    """Trains a `RankingNetwork` by a loss of candidates, of their pairs, or of whole requests.
 
     Args:
         config: of the model.
@@ -203,10 +223,10 @@ class Ranker(tfrs.Model):
         dropouts = Dropouts(config.dropout, seed, self.step)
         head = self._head(config, dropouts)
         self.network = RankingNetwork(config, features, head, np.atleast_1d(prior))
+        self._position_bias = PositionBias()
         self._mean_loss = tf.keras.metrics.Mean(name="loss")
-        self._listwise = config.loss == "listwise"
-        log_loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
-        self._task = tfrs.tasks.Ranking(loss=ListSoftmax() if self._listwise else log_loss)
+        self._pointwise = config.loss == "pointwise"
+        self._task = tfrs.tasks.Ranking(loss=LOSSES[config.loss]())
 
     @property
     def features(self) -> RankerFeatures:
@@ -217,8 +237,15 @@ class Ranker(tfrs.Model):
         return Tower(config.hidden, dropouts)
 
     def call(self, encoded: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Log odds of the candidates of encoded requests, `[batch, candidates]`."""
-        return tf.squeeze(self.network(encoded, training=training), axis=-1)
+        """Log odds of the candidates of encoded requests, `[batch, candidates]`.
+
+        With `positions` int32 `[batch, candidates]` they are those at the positions; without, as in
+        serving, those in the first.
+        """
+        logits = tf.squeeze(self.network(encoded, training=training), axis=-1)
+        if "positions" in encoded:
+            logits += self._position_bias(encoded["positions"])
+        return logits
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Loss of a batch of requests.
@@ -229,20 +256,24 @@ class Ranker(tfrs.Model):
 
         Args:
             inputs: beside an encoded request `label_place` int32 `[batch]`, place of the label
-                among the candidates or -1, and `weight` `[batch]`.
+                among the candidates or -1, or, of shown lists, `task_labels` `[batch, candidates,
+                1]`, 1 where it was clicked; and `weight` `[batch]`.
             training: whether to drop units.
         """
         logits = self(inputs, training=training)
-        labels = tf.one_hot(inputs["label_place"], tf.shape(logits)[1])
+        if "task_labels" in inputs:
+            labels = tf.cast(tf.squeeze(inputs["task_labels"], axis=-1), logits.dtype)
+        else:
+            labels = tf.one_hot(inputs["label_place"], tf.shape(logits)[1])
         return self._loss(labels, logits, inputs)
 
     def _loss(
         self, labels: tf.Tensor, logits: tf.Tensor, inputs: Mapping[str, tf.Tensor]
     ) -> tf.Tensor:
         """Loss of logits `[batch, candidates]` against labels, 1 where it is what is asked for."""
-        if self._listwise:
-            return self._task(labels, logits, inputs["weight"])
         present = inputs["candidates"] >= 0
+        if not self._pointwise:
+            return self._task(tf.where(present, labels, ABSENT), logits, inputs["weight"])
         weights = tf.boolean_mask(inputs["weight"][:, tf.newaxis] * tf.ones_like(labels), present)
         flat = [tf.boolean_mask(t, present)[:, tf.newaxis] for t in (labels, logits)]
         return self._task(*flat, weights)
@@ -278,17 +309,6 @@ class Ranker(tfrs.Model):
         self.features.renew(statistics)
         module = _Served(self, calibrations)
         tf.saved_model.save(module, str(directory), {"rank": module.signature()})
-
-
-class ListSoftmax(tf.keras.losses.Loss):
-    """Cross entropy of the softmax over the candidates of a request (Cao et al., ICML 2007).
-
-    A request without its label among the candidates has no loss.
-    """
-
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """Loss by request, `[batch]`, of labels and logits `[batch, candidates]`."""
-        return -tf.reduce_sum(y_true * tf.nn.log_softmax(y_pred), axis=-1)
 
 
 class _Served(tf.Module):

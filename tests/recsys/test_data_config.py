@@ -30,3 +30,15 @@ def test_something_is_to_be_predicted():
     kinds["buy"] = {"weight": 2}
     data = Data.model_validate({"events": typed, "split": LAST_OUT, "event_types": kinds})
     assert data.event_types["buy"].label
+
+
+def test_impressions_need_a_time_split_over_whole_users():
+    roles = ("request", "user", "item", "time", "clicked")
+    shown = {"path": "shown.csv", "columns": dict(zip(roles, "ruity", strict=True))}
+    timed = {"kind": "time", "validation_days": 1, "test_days": 1}
+    data = {"events": EVENTS, "impressions": shown, "split": timed}
+    assert Data.model_validate(data).impressions.columns.position is None
+    with pytest.raises(ValidationError, match=r"`impressions` need `split\.kind=time`"):
+        Data.model_validate(data | {"split": LAST_OUT})
+    with pytest.raises(ValidationError, match="`impressions` need `history_scope=user`"):
+        Data.model_validate(data | {"history_scope": "session"})

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 
 from recsys.dataset import Interactions
-from recsys.item_statistics import STATISTICS, item_statistics, standardised
+from recsys.item_statistics import (
+    STATISTICS,
+    click_statistics,
+    item_statistics,
+    standardised,
+)
 
 DAY = 86_400_000_000
 
@@ -54,3 +59,17 @@ def test_later_statistics_are_read_by_the_scale_of_the_earlier():
 def test_no_label_at_all_is_no_error():
     assert np.isfinite(item_statistics([taken([-1], [3])], 2, timed=True)).all()
     assert item_statistics([taken([-1], [3])], 2, timed=True)[:, 0] == pytest.approx([0, 0])
+
+
+def test_click_rates_are_drawn_to_the_mean_and_compared_with_it():
+    shown, clicked = np.array([1000, 10, 0, 990]), np.array([900, 9, 0, 100])
+    odds, share = click_statistics(shown, clicked).T
+    rate = 1010 / 2002
+    mean = np.log(rate / (1 - rate))
+    first = np.log((900 + 10 * rate) / (100 + 10 * (1 - rate))) - mean
+    assert odds[0] == pytest.approx(first, rel=1e-4)
+    # The same rate of fewer shows says less, no show says nothing.
+    assert odds[0] > odds[1] > odds[2] == pytest.approx(0, abs=1e-6)
+    assert odds[3] < 0
+    np.testing.assert_allclose(share, np.log((shown + 1) * 4 / 2004), rtol=1e-5)
+    assert np.isfinite(click_statistics(np.zeros(2, int), np.zeros(2, int))).all()

@@ -84,3 +84,16 @@ def test_outcomes_are_prepared_for_tasks_alone(events):
     assert load_config(events, ["ranking.tasks={buy: 1.0}"]).needs_outcomes
     assert not load_config(events, ["ranking.candidates=100"]).needs_outcomes
     assert not load_config(events).needs_outcomes
+
+
+SHOWN = (
+    "data.impressions={path: s.csv, columns: {request: r, user: u, item: i, time: t, clicked: y}}"
+)
+
+
+def test_impressions_belong_to_a_ranker_of_one_task(events):
+    assert load_config(events, [SHOWN, "ranking.candidates=100"]).data.impressions.columns.request
+    with pytest.raises(ConfigError, match=r"read by a second stage: add `ranking`"):
+        load_config(events, [SHOWN])
+    with pytest.raises(ConfigError, match=r"ranking\.tasks: impressions tell one label"):
+        load_config(events, [SHOWN, "ranking.tasks={buy: 1.0}"])

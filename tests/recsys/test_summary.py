@@ -145,7 +145,10 @@ def test_impressions_compare_the_stages_and_hide_what_means_nothing():
     both = values | {"log_loss": 0.25, "calibration_error": 0.125}
     # Of an event that never came there is no AUC.
     scorers = {"model": both, "retrieval": both, "task fav": {"log_loss": 0.5}}
-    model, retrieval, fav = impressions_table(scorers).splitlines()[1:]
+    scorers["retrieval, as shown"] = both
+    model, retrieval, fav, shown = impressions_table(scorers).splitlines()[1:]
+    # Scores of retrieval are no log odds, whatever the lists.
+    assert len(shown.split()) == len(retrieval.split()) + 2
     assert fav.split() == ["task", "fav", "0.5000"]
     assert model.split()[-2:] == ["0.2500", "0.1250"]
     assert retrieval.split() == ["retrieval", *(f"{v:.4f}" for v in values.values())]

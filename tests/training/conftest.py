@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from recsys.artifacts import Corpus, Examples, PreparedData, Sequences
+from recsys.artifacts import Corpus, Examples, Impressions, PreparedData, Queries, Sequences
 from recsys.config import Cluster, RunConfig
 
 ITEMS = "abcdef"
@@ -79,6 +79,34 @@ def _sequences(folder, name, triples):
     return Sequences(path=name, num_sequences=len(triples), **_told(triples))
 
 
+def _impressions(folder, shown):
+    """Write shown lists: (user, history, items, clicked items) by window; `zz` is no candidate."""
+    told = {}
+    for window, lists in shown.items():
+        records = [
+            _record(
+                user=user,
+                time=n,
+                label=list(clicked),
+                history=list(history),
+                country="AT",
+                shown_items=list(items),
+                shown_positions=[place + 1 for place in range(len(items))],
+            )
+            for n, (user, history, items, clicked) in enumerate(lists)
+        ]
+        _write(folder / "impressions" / window, records)
+        clicks = sum(len(clicked) for *_, clicked in lists)
+        told[window] = Queries(path=f"impressions/{window}", num_labels=clicks, **_told(lists))
+    counts = [_record(item=i, shown=[n, 9], clicked=[n // 2, 5]) for n, i in enumerate(ITEMS)]
+    _write(
+        folder / "impressions" / "counts",
+        [_record(item="zz", shown=[9, 9], clicked=[9, 9]), *counts],
+    )
+    longest = max(len(items) for lists in shown.values() for _, _, items, _ in lists)
+    return Impressions(**told, counts="impressions/counts", longest=longest, positions=True)
+
+
 def _told(triples):
     moment = datetime(2008, 8, 1, tzinfo=UTC)
     return {"num_examples": len(triples), "num_files": 1, "first_at": moment, "last_at": moment}
@@ -109,10 +137,10 @@ def tiny_config():
 def tiny_data(tmp_path, tiny_config):
     """Write splits of (user, label, history) triples; the corpus is a to f, a most popular.
 
-    `outcomes` are those of `validation` and `test`.
+    `outcomes` are those of `validation` and `test`, `shown` what was shown in them.
     """
 
-    def write(train, validation, test, exclude_seen=False, outcomes=None):
+    def write(train, validation, test, exclude_seen=False, outcomes=None, shown=None):
         folder = tmp_path / "data"
         followed = outcomes or {}
         splits = {
@@ -145,6 +173,7 @@ def tiny_data(tmp_path, tiny_config):
             sources={},
             exclude_seen=exclude_seen,
             outcomes=outcomes is not None,
+            impressions=_impressions(folder, shown) if shown else None,
         ).save()
 
     return write

@@ -9,6 +9,7 @@ from recsys.dataset import Interactions, read_corpus, read_interactions
 from training.embeddings import two_tower_scorer
 from training.lists import HELD_OUT, TRAIN, Requests, label_places, latest, write_lists
 from training.outcomes import Outcomes
+from training.shown import read_shown
 
 TRAINING = [("u", "b", "a"), ("v", "c", "ab")]
 # The letter after the last one is first, then all by price: a b c d e f.
@@ -24,7 +25,8 @@ def written(data, towers, folder, held_out, depth=3):
     corpus = read_corpus(data)
     queries = read_interactions(data, data.validation, corpus)
     scorer = two_tower_scorer(towers, data, corpus, queries.history, data.validation)
-    return write_lists(data, scorer, Requests(queries, np.array(held_out)), depth, folder)
+    requests = Requests(data.validation, queries, np.array(held_out))
+    return write_lists(data, scorer, requests, depth, folder)
 
 
 def test_a_list_is_the_request_with_the_best_of_retrieval(data, tiny_towers, tmp_path):
@@ -52,7 +54,8 @@ def test_with_outcomes_each_candidate_has_a_label_for_each_task(data, tiny_tower
     # The last query buys its label and its second candidate; the second has no outcome at all.
     query, item, task = np.array([0, 3, 3, 3]), np.array([0, 4, 0, 0]), np.array([1, 0, 0, 1])
     outcomes = Outcomes(("buy", "cart"), query, item.astype(np.int32), task)
-    requests = Requests(queries, np.array([False, False, False, True]), outcomes)
+    held_out = np.array([False, False, False, True])
+    requests = Requests(data.validation, queries, held_out, outcomes)
     lists = write_lists(data, scorer, requests, 3, tmp_path / "lists")
     assert lists.with_label == {TRAIN: 1, HELD_OUT: 1}
     assert {part: n.tolist() for part, n in lists.positives.items()} == {
@@ -62,6 +65,30 @@ def test_with_outcomes_each_candidate_has_a_label_for_each_task(data, tiny_tower
     (held,) = lists.read(data, HELD_OUT, 10)
     assert held["candidates"].numpy().tolist() == [[4, 0, 1]]
     assert held["task_labels"].numpy().tolist() == [[[1, 0], [1, 1], [0, 0]]]
+
+
+def test_what_was_shown_takes_the_place_of_what_is_retrieved(tiny_data, tiny_towers, tmp_path):
+    lists = [("u", "a", ["f", "zz", "b", "c"], "b"), ("v", "ab", ["a", "c"], "")]
+    shown = {"validation": lists, "test": lists}
+    data = tiny_data(TRAINING, VALIDATION, [("n", "a", "a")], shown=shown)
+    corpus, split = read_corpus(data), data.impressions.validation
+    queries = read_interactions(data, split, corpus)
+    scorer = two_tower_scorer(tiny_towers(), data, corpus, queries.history, split)
+    held_out = np.array([False, True])
+    asked = Requests(split, queries, held_out, shown=read_shown(data, split, corpus, 3))
+    written = write_lists(data, scorer, asked, 3, tmp_path / "lists")
+    assert written.requests == {TRAIN: 1, HELD_OUT: 1}
+    assert written.listed == {TRAIN: 3, HELD_OUT: 2}
+    assert written.with_label == {TRAIN: 1, HELD_OUT: 0}
+    (train,) = written.read(data, TRAIN, 10)
+    # In the order of the log; what is no candidate leaves the positions of the others.
+    assert train["candidates"].numpy().tolist() == [[5, 1, 2]]
+    assert train["positions"].numpy().tolist() == [[1, 3, 4]]
+    assert train["task_labels"].numpy().tolist() == [[[0], [1], [0]]]
+    np.testing.assert_allclose(train["retrieval_scores"], [[0.01, 1.05, 0.04]], rtol=1e-5)
+    (held,) = written.read(data, HELD_OUT, 10)
+    assert held["candidates"].numpy().tolist() == [[0, 2, -1]]
+    assert np.isneginf(held["retrieval_scores"].numpy()[0, 2])
 
 
 def test_what_was_seen_is_no_candidate_where_it_is_excluded(tiny_data, tiny_towers, tmp_path):
@@ -128,4 +155,5 @@ def test_a_corrupt_shard_is_named(data, tiny_towers, tmp_path):
     with tf.io.gfile.GFile(file, "wb") as stream:
         stream.write(whole[:-3])
     with pytest.raises(ArtifactError, match=r"part-00000\.tfrecord is corrupt"):
-        write_lists(data, scorer, Requests(queries, np.zeros(4, bool)), 3, tmp_path / "lists")
+        requests = Requests(data.validation, queries, np.zeros(4, bool))
+        write_lists(data, scorer, requests, 3, tmp_path / "lists")

@@ -1,3 +1,6 @@
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,6 +19,7 @@ from recsys.ranking_config import Multitask
 from training.evaluate import evaluate
 from training.lists import HELD_OUT, TRAIN
 from training.rank import rank
+from training.shown import read_shown
 
 ITEMS = "abcdef"
 
@@ -141,6 +145,58 @@ def test_several_tasks_are_calibrated_and_told_one_by_one(settings, data, model,
     report = EvaluationReport.load(tmp_path / "evaluation")
     assert {task: own["positives"] for task, own in report.tasks.items()} == {"buy": 1, "cart": 1}
     assert report.tasks["cart"]["candidates"] == report.impressions["model"]["candidates"] == 3
+
+
+@pytest.fixture
+def shown_data(tiny_data, data):
+    """Of two letters that are shown the later one is clicked; retrieval prefers the earlier."""
+    lists = [
+        (f"u{n}", ITEMS[n % 6], [ITEMS[n % 6], ITEMS[(n + 1 + n // 6 % 5) % 6], "zz"][: 2 + n % 2])
+        for n in range(60)
+    ]
+    lists = [(user, last, shown, max(shown[:2])) for user, last, shown in lists]
+    train, test = [("t", "b", "a"), ("t", "c", "ab")], [("n", "a", "a")]
+    shutil.rmtree(data.directory)
+    shown = {"validation": lists, "test": lists[:20]}
+    made = tiny_data(train, [("v", "b", "a")], test, shown=shown)
+    for name in data.vocabularies:
+        values = list(ITEMS) if name == "item_id" else ["AT"]
+        (made.directory / f"{name}.txt").write_text("".join(f"{v}\n" for v in values))
+    return made.model_copy(
+        update={"vocabularies": data.vocabularies, "statistics": data.statistics}
+    )
+
+
+def test_the_ranker_learns_from_what_was_shown(settings, shown_data, model, tmp_path):
+    update = {"epochs": 15, "batch_size": 8, "loss": "pairwise", "learning_rate": 0.02}
+    ranking = settings.ranking.model_copy(update=update)
+    evaluation = settings.evaluation.model_copy(update={"baselines": ()})
+    judged = settings.model_copy(update={"ranking": ranking, "evaluation": evaluation})
+    ranker = rank(judged, shown_data, model, tmp_path / "ranking")
+    assert sum(ranker.lists.values()) == 60
+    assert sum(ranker.with_label.values()) == 60
+    assert ranker.held_out["ranker"]["request_auc"] > 0.9
+    assert ranker.held_out["retrieval"]["request_auc"] < 0.6
+    evaluate(judged, shown_data, model, None, tmp_path / "evaluation", ranker)
+    report = EvaluationReport.load(tmp_path / "evaluation")
+    assert report.shown["model"]["candidates"] == 40
+    assert report.shown["model"]["request_auc"] > 0.9
+    assert report.shown["retrieval"]["request_auc"] < 0.6
+    # What retrieval finds is judged beside it, as ever.
+    assert report.impressions["model"]["candidates"] == 3
+
+
+def test_lists_without_a_click_are_refused(settings, shown_data, model, tmp_path, monkeypatch):
+    def unclicked(*arguments):
+        shown = read_shown(*arguments)
+        return dataclasses.replace(shown, clicked=np.zeros_like(shown.clicked))
+
+    monkeypatch.setattr("training.rank.read_shown", unclicked)
+    with pytest.raises(
+        ArtifactError, match=r"0 of the \d+ shown items .* train .*lengthen the val"
+    ):
+        rank(settings, shown_data, model, tmp_path / "ranking")
+    assert not (tmp_path / "ranking").exists()
 
 
 def test_a_task_that_never_happens_is_named(settings, data, model, tmp_path):

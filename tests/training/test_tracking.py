@@ -51,12 +51,14 @@ def test_metrics_and_artifacts(tracker, tmp_path):
     tasks = {"add (to) cart": {"auc": 0.75, "ndcg@10": 0.25}}
     tracker.log_ranker(TrainedRanker.model_construct(held_out={"ranker": {"auc": 1}}, tasks=tasks))
     parts = {"model": {}, "baselines": {}, "impressions": {}, "tasks": tasks}
+    parts["shown"] = {"model": {"auc": 0.625}}
     tracker.log_report(EvaluationReport.model_construct(**parts))
     client = MlflowClient(tracker.uri)
     metrics = client.get_run(tracker.run_id).data.metrics
     assert metrics["ranker/held_out/auc"] == 1
     assert metrics["ranker/held_out/task/add _to_ cart/auc"] == 0.75
     assert metrics["impressions/task/add _to_ cart/ndcg_at_10"] == 0.25
+    assert metrics["impressions/shown/model/auc"] == 0.625
     point = client.get_metric_history(tracker.run_id, "ndcg_at_20")[0]
     assert (point.value, point.step) == (0.5, 3)
     assert [a.path for a in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]

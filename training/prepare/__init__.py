@@ -46,7 +46,16 @@ def _clear(directory: Path) -> None:
     """Remove what an earlier attempt left, its manifest first."""
     for manifest in (directory / MANIFEST, *directory.glob(f".{MANIFEST}.*")):
         manifest.unlink(missing_ok=True)
-    for name in ("train", "recent", "validation", "test", "corpus", "users", "vocabularies"):
+    for name in (
+        "train",
+        "recent",
+        "validation",
+        "test",
+        "corpus",
+        "users",
+        "vocabularies",
+        "impressions",
+    ):
         # Killed writers leave hidden siblings of what they were to write.
         for left in (directory / name, *directory.glob(f".{name}.*")):
             if left.exists():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from recsys.config import ConfigError, RunConfig, is_uri
-from recsys.data_config import Data, EventColumns, HeldOutColumns, Source
+from recsys.data_config import Data, EventColumns, HeldOutColumns, ImpressionColumns, Source
 from recsys.schema import Feature
 
 Home = Literal["role", "events", "items", "users"]
@@ -73,12 +73,13 @@ def _check_encoders(config: RunConfig) -> None:
 
 
 def sources_of(data: Data) -> dict[str, Source]:
-    """Return the configured tables by name: events, items, users, held_out."""
+    """Return the configured tables by name: events, items, users, held_out, impressions."""
     tables = {
         "events": data.events,
         "items": data.items,
         "users": data.users,
         "held_out": data.held_out,
+        "impressions": data.impressions,
     }
     return {name: source for name, source in tables.items() if source is not None}
 
@@ -131,9 +132,13 @@ def _mapped(data: Data) -> Iterator[tuple[str, str, str]]:
             yield f"data.{table}.key", source.key, table
     if data.held_out is not None:
         yield from _roles("held_out", data.held_out.columns)
+    if data.impressions is not None:
+        yield from _roles("impressions", data.impressions.columns)
 
 
-def _roles(table: str, columns: EventColumns | HeldOutColumns) -> Iterator[tuple[str, str, str]]:
+def _roles(
+    table: str, columns: EventColumns | HeldOutColumns | ImpressionColumns
+) -> Iterator[tuple[str, str, str]]:
     for role, mapped in columns:
         key = f"data.{table}.columns.{role}"
         if isinstance(mapped, tuple):
@@ -164,13 +169,16 @@ def _verify_feature(key: str, feature: Feature, data: Data, known: Mapping[str, 
         return
     tables = (feature.table,) if feature.table else allowed
     _require_any(f"{key}.column", feature.source_column, tables, data, known)
+    if feature.side == "context" and home_of(feature, data, known) == "events":
+        # A request is no event, so its own table has to tell what it was asked with.
+        _require_any(f"{key}.column", feature.source_column, ("impressions",), data, known)
 
 
 def _require_any(
     key: str, column: str, tables: tuple[str, ...], data: Data, known: Mapping[str, Columns]
 ) -> None:
     present = [table for table in tables if table in sources_of(data)]
-    if all(table in known for table in present):
+    if present and all(table in known for table in present):
         found = tuple(known[table] for table in present)
         if all(table.complete for table in found):
             _require(key, column, found)

@@ -44,12 +44,12 @@ def build_examples(
 
     def record(event: Column) -> Column:
         view = F.get(F.col("views"), event["level"] - 1)
-        known = _Known(event, view, event["earlier"])
+        known = Known(event, view, event["earlier"])
         values = [event[name].alias(name) for name in own]
         values += [known.feature(f, schema, homes).alias(f"f_{f.name}") for f in schema.query]
         if exclude:
             values.append(_exclusions(event["before"]).alias("exclusions"))
-        return F.struct(*values, *known.evidence(max(_lengths(schema))))
+        return F.struct(*values, *known.evidence(max(lengths(schema))))
 
     return sequences.select("user", F.inline(F.transform(_labels(windows), record)))
 
@@ -80,7 +80,7 @@ def build_training(
     view = F.get("views", F.lit(SEES[window] - 1))
 
     def label(event: Column) -> Column:
-        known = _Known(event, view, event["earlier"])
+        known = Known(event, view, event["earlier"])
         piece = F.ceil(F.greatest(event["earlier"] - length, F.lit(0)) / stride).cast("int")
         values = [known.feature(f, schema, homes).alias(f"f_{f.name}") for f in others]
         own = [event[name].alias(name) for name in _OWN]
@@ -134,14 +134,14 @@ def build_users(sequences: DataFrame, config: RunConfig, homes: Mapping[str, Hom
             F.element_at("past", -1)["position"].desc()
         )
         sequences = sequences.withColumn("nth", F.row_number().over(newest_first)).filter("nth = 1")
-    known = _Known(F.element_at("past", -1), F.get(F.col("views"), F.lit(2)), F.size("past"))
+    known = Known(F.element_at("past", -1), F.get(F.col("views"), F.lit(2)), F.size("past"))
     values = [known.feature(f, schema, homes).alias(f.name) for f in schema.query]
     if config.data.exclude_seen:
         values.append(F.array_distinct("items").alias("exclusions"))
     return sequences.select("user", *values)
 
 
-class _Known:
+class Known:
     """What is known of a user when one event is to be predicted.
 
     Args:
@@ -192,5 +192,6 @@ def _exclusions(before: Column) -> Column:
     return F.array_distinct(F.coalesce(items, F.array().cast("array<string>")))
 
 
-def _lengths(schema: Schema) -> list[int]:
+def lengths(schema: Schema) -> list[int]:
+    """Return how many of the latest events each query feature may be made from."""
     return [1, *(feature.length for feature in schema.histories())]

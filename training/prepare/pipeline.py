@@ -24,6 +24,12 @@ from training.prepare.held_out import (
     count_queries,
     report_held_out,
 )
+from training.prepare.impressions import (
+    build_requests,
+    report_shown,
+    shown_rows,
+    write_impressions,
+)
 from training.prepare.outcomes import add_outcomes, check_outcomes
 from training.prepare.sequences import add_labels, collect_sequences, flat_events, order_events
 from training.prepare.sources import Tables, attach_features, read_tables
@@ -76,6 +82,12 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
             report |= report_held_out(every, corpus, tables, config)
             check_later(every)
             counts |= count_queries(queries, corpus)
+        impressions = None
+        if data.impressions is not None and points is not None:
+            rows = _persisted(shown_rows(tables, config), stack)
+            report |= report_shown(rows, corpus, config)
+            asked = build_requests(rows, sequences, tables, config, points)
+            impressions = write_impressions(_persisted(asked, stack), config, directory)
         _require_examples(counts, config, cleaned, points)
         vocabularies = write_vocabularies(events, schema, directory)
         lines = read_vocabularies(spark, directory)
@@ -102,6 +114,7 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
             sources=tables.versions_with(report),
             exclude_seen=data.exclude_seen,
             outcomes=config.needs_outcomes,
+            impressions=impressions,
         )
 
 

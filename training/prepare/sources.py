@@ -32,29 +32,32 @@ class Tables:
         items: `item`, `name` and `f_<feature>` of the candidate features it holds; one row an item.
         users: `user` and `f_<feature>` of the query and context features it holds.
         held_out: the table of held-out items, columns as in the source and derived.
+        impressions: the table of shown items, likewise.
         homes: by feature (histories aside): the table its values come from, or `role`.
-        versions: by table; rows of events and held-out items are counted later.
+        versions: by table; rows of events, held-out and shown items are counted later.
     """
 
     events: DataFrame
     items: DataFrame | None
     users: DataFrame | None
     held_out: DataFrame | None
+    impressions: DataFrame | None
     homes: dict[str, Home]
     versions: dict[str, SourceVersion]
 
     def versions_with(self, report: Mapping[str, int]) -> dict[str, SourceVersion]:
-        """Return the versions, now that the rows of events and held-out items are counted."""
-        read = {"events": "events read", "held_out": "held out: rows read"}
+        """Return the versions, now that rows of events, held-out and shown items are counted."""
+        read = {table: f"{table.replace('_', ' ')}: rows read" for table in self.versions}
+        read["events"] = "events read"
         return self.versions | {
             table: self.versions[table].model_copy(update={"num_rows": report[key]})
             for table, key in read.items()
-            if table in self.versions
+            if key in report
         }
 
 
 def read_tables(spark: SparkSession, config: RunConfig) -> Tables:
-    """Read events, items, users and held-out items and check their columns.
+    """Read events, items, users, held-out and shown items and check their columns.
 
     Raises:
         ConfigError: a table cannot be read, or a mapped column is missing.
@@ -79,6 +82,7 @@ def read_tables(spark: SparkSession, config: RunConfig) -> Tables:
         frames["events"],
         **entities,
         held_out=frames.get("held_out"),
+        impressions=frames.get("impressions"),
         homes=homes,
         versions=versions,
     )

@@ -152,8 +152,8 @@ def check_no_leak(
     _check_training_events(events, points)
     if split.kind != "given":
         _check_order_of_users(events)
-    _check_histories(examples, "examples")
-    _check_histories(_evidence(training), "training labels")
+    check_histories(examples, "examples")
+    check_histories(_evidence(training), "training labels")
     _check_vocabularies(events, vocabularies)
 
 
@@ -204,7 +204,16 @@ def _evidence(training: DataFrame) -> DataFrame:
     )
 
 
-def _check_histories(examples: DataFrame, what: str) -> None:
+def check_histories(examples: DataFrame, what: str) -> None:
+    """Prove that what query features were made from is strictly earlier and of no later window.
+
+    Args:
+        examples: see `check_no_leak`.
+        what: they are, for the message.
+
+    Raises:
+        LeakError: it is not.
+    """
     stage = F.array_position(F.lit(list(STAGES)), F.col("window")) - 1
     found = examples.agg(
         F.count_if(F.col("newest") >= F.struct("at", "order")).alias("late"),

@@ -106,6 +106,49 @@ def write_queries(
     )
 
 
+def write_requests(
+    requests: DataFrame, config: RunConfig, directory: Path, count: WindowCounts
+) -> Queries:
+    """Write the shown lists of a window to `impressions/` and its name, a record each.
+
+    A record is that of a query without exclusions: `label` are the clicked items; `shown_items` and
+    `shown_positions` are all of them, by position.
+
+    Args:
+        requests: see `build_requests`.
+        config: the run's.
+        directory: folder of the prepared data.
+        count: what is to be written.
+
+    Raises:
+        PrepareError: another number of records is read back than was to be written.
+    """
+    own = requests.filter(F.col("window") == count.window)
+    clicked = F.filter("shown", lambda one: one["clicked"] == 1)
+    fields = [
+        "user",
+        F.col("at").alias("time"),
+        clicked["item"].alias("label"),
+        F.col("shown")["item"].alias("shown_items"),
+        F.col("shown")["position"].alias("shown_positions"),
+        *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
+    ]
+    shards = _sharded(own, config, "user", "request").select(*fields)
+    path = f"impressions/{count.window}"
+    num_files = _write_records(shards, directory / path, count.num_examples)
+    num_labels = own.agg(F.sum(F.size(clicked))).first()[0]
+    logger.info("%s: %d lists, %d clicks", path, count.num_examples, num_labels)
+    return Queries(path=path, num_files=num_files, num_labels=num_labels, **_told(count, config))
+
+
+def write_item_counts(counts: DataFrame, directory: Path) -> str:
+    """Write how often items were shown and clicked into one file, and return its folder."""
+    path = "impressions/counts"
+    ordered = counts.repartition(1).sortWithinPartitions("item")
+    _write_records(ordered, directory / path, counts.count())
+    return path
+
+
 def _sharded(frame: DataFrame, config: RunConfig, *key: str) -> DataFrame:
     shuffled = F.xxhash64(*key, F.lit(config.seed))
     return frame.repartition(config.data.shards, *key).sortWithinPartitions(shuffled, *key)

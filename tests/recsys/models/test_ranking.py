@@ -6,7 +6,7 @@ from recsys.calibration import Calibration
 from recsys.dataset import read_corpus
 from recsys.features import FeatureEncoder
 from recsys.models.ranker_features import KnownItems
-from recsys.models.ranking import ListSoftmax, Ranker
+from recsys.models.ranking import Ranker
 from recsys.ranking_config import Ranking
 
 WIDTH = 6
@@ -62,10 +62,12 @@ def test_before_it_learns_the_order_is_that_of_retrieval(build):
     [
         {"loss": "pointwise"},
         {"loss": "listwise"},
+        {"loss": "pairwise"},
         {"loss": "pointwise", "cross_rank": 4},
+        {"loss": "pairwise", "interaction": "dot", "bottom": (16, 8)},
         {"loss": "listwise", "cross_layers": 0, "hidden": ()},
     ],
-    ids=["pointwise", "listwise", "low rank", "no crosses"],
+    ids=["pointwise", "listwise", "pairwise", "low rank", "dot products", "no crosses"],
 )
 def test_it_learns_what_the_history_says_of_a_candidate(build, settings):
     ranker, corpus = build(**settings)
@@ -91,13 +93,37 @@ def test_low_rank_crosses_have_fewer_weights(build):
         ranker, corpus = build(cross_rank=rank)
         ranker(ranker.features(requests(corpus, 2)))
         sizes.append(
-            sum(w.shape.num_elements() for w in ranker.network._cross[0].trainable_weights)
+            sum(
+                w.shape.num_elements()
+                for w in ranker.network._interaction._layers[0].trainable_weights
+            )
         )
     assert sizes[1] < sizes[0] / 2
 
 
+def test_what_a_position_explains_is_left_out_where_one_serves(build):
+    ranker, corpus = build(loss="pointwise")
+    raw = requests(corpus, 200)
+    # What is shown first is clicked, whatever it is.
+    first = np.zeros((200, WIDTH, 1))
+    first[:, 0] = 1
+    positions = tf.tile(tf.range(1, WIDTH + 1)[tf.newaxis], [200, 1])
+    batch = ranker.features(raw) | {"task_labels": tf.constant(first), "positions": positions}
+    step = tf.function(ranker.train_step)
+    for _ in range(40):
+        step(batch)
+    served = ranker(ranker.features(raw)).numpy()
+    added = ranker(batch).numpy() - served
+    # Later places are worse, whatever is shown there; served, all are as if they were the first.
+    np.testing.assert_allclose(added, added[:1].repeat(200, axis=0), atol=1e-3)
+    assert added[0, 0] == 0
+    assert (added[0, 1:] < -0.3).all()
+    nowhere = batch | {"positions": tf.zeros_like(positions)}
+    np.testing.assert_allclose(ranker(nowhere).numpy(), served, atol=1e-5)
+
+
 def test_what_is_no_candidate_counts_for_nothing(build):
-    for loss in ("pointwise", "listwise"):
+    for loss in ("pointwise", "pairwise", "listwise"):
         ranker, corpus = build(loss=loss)
         raw = requests(corpus)
         raw["label_place"] = tf.zeros_like(raw["label_place"])
@@ -114,21 +140,16 @@ def test_what_is_no_candidate_counts_for_nothing(build):
 
 def test_a_request_without_its_label_teaches_the_pointwise_loss_alone(build):
     nothing = {"label_place": tf.fill([32], -1)}
-    ranker, corpus = build(loss="listwise")
-    assert float(ranker.compute_loss(ranker.features(requests(corpus) | nothing))) == 0.0
+    for loss in ("pairwise", "listwise"):
+        ranker, corpus = build(loss=loss)
+        assert float(ranker.compute_loss(ranker.features(requests(corpus) | nothing))) == 0.0
     ranker, corpus = build(loss="pointwise")
     assert float(ranker.compute_loss(ranker.features(requests(corpus) | nothing))) > 0.0
 
 
-def test_list_softmax_by_hand():
-    loss = ListSoftmax(reduction="none")
-    logits = tf.constant([[0.0, 0.0, -1e9], [1.0, 0.0, 0.0]])
-    labels = tf.constant([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    np.testing.assert_allclose(loss(labels, logits).numpy(), [np.log(2), 0], rtol=1e-6)
-
-
-def test_what_is_saved_answers_as_the_model_did(build, tmp_path):
-    ranker, corpus = build()
+@pytest.mark.parametrize("interaction", ["cross", "dot"])
+def test_what_is_saved_answers_as_the_model_did(build, interaction, tmp_path):
+    ranker, corpus = build(interaction=interaction)
     raw = requests(corpus)
     step = tf.function(ranker.train_step)
     for _ in range(5):

@@ -80,6 +80,7 @@ def stages(spark, show):
             tables=tables,
             report=cleaned.report,
             points=points,
+            sequences=sequences,
             events=events,
             examples=build_examples(sequences, config, tables.homes),
             training=build_training(sequences, config, tables.homes, "train"),
