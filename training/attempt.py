@@ -109,6 +109,10 @@ class Attempt:
         temporary.write_bytes(pickle.dumps(result))
         temporary.replace(self.folder / _RESULT)
 
+    def is_finished(self) -> bool:
+        """Whether the chief has left the result."""
+        return (self.folder / _RESULT).is_file()
+
     def result(self) -> Any:
         """Read the result.
 
@@ -116,7 +120,7 @@ class Attempt:
             WorkersLost: there is none.
         """
         file = self.folder / _RESULT
-        if not file.is_file():
+        if not self.is_finished():
             raise WorkersLost(f"all workers have ended, but the chief left no {file}")
         return pickle.loads(file.read_bytes())
 
@@ -125,6 +129,11 @@ class Attempt:
         file = self.folder / f"rank-{failure.rank}.failure.json"
         if not file.exists():
             write_atomically(file, failure.model_dump_json(indent=2))
+
+    def note_restart(self, rank: int, told: str) -> None:
+        """Note in its log that a worker has died, and starts again while the others go on."""
+        with self.log(rank).open("a", encoding="utf-8") as log:
+            log.write(f"worker {rank}: {told}; it starts again\n")
 
     def failures(self) -> list[Failure]:
         """What is noted of the workers so far, by rank."""

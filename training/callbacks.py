@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from recsys.artifacts import ArtifactError
 from recsys.atomic import write_atomically
-from training.chief import from_chief, is_chief, wait_for_chief
+from training.chief import from_chief, is_chief, wait_for_chief, wait_for_steps
 from training.progress import advance
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         patience: epochs.
         every_steps: save so often within an epoch too.
     """
+
+    #: Keras need not wait for the logs of each step to hand them over.
+    _supports_tf_logs = True
 
     def __init__(
         self,
@@ -127,9 +130,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         self.state = state
 
     def restore_best(self, model: tf.keras.Model) -> FitState:
-        """Load the weights of the best epoch."""
+        """Load the weights of the best epoch, also into a model that is not trained."""
         best = self._directory / _epoch_folder(self.state.best_epoch)
-        self._checkpoint(model).read(str(best / "weights")).expect_partial()
+        tf.train.Checkpoint(model=model).read(str(best / "weights")).expect_partial()
         return self.state
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -162,6 +165,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
 
     def _save(self, state: FitState) -> None:
         """Write the checkpoint, then the state that makes it one, then forget older ones."""
+        wait_for_steps()
         with self._own_folder(state) as folder:
             self._checkpoint(self.model).write(str(folder / "weights"))
             write_atomically(folder / _STATE, state.model_dump_json(indent=2))
@@ -269,6 +273,8 @@ class EpochLog(tf.keras.callbacks.Callback):
 
 class Progress(tf.keras.callbacks.Callback):
     """Word of each step to who watches for a hang, and a progress bar to a person who watches."""
+
+    _supports_tf_logs = True
 
     def __init__(self, steps_per_epoch: int) -> None:
         super().__init__()
