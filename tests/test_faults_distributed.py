@@ -236,8 +236,12 @@ def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
     trained = TrainedModel.load(model)
     assert len(trained.curves["loss"]) == EPOCHS
     assert max(trained.curves["ndcg@20"]) > 0.9 * max(undisturbed.curves["ndcg@20"])
-    # What is served lies in one piece again.
+    # What is served lies in one piece again: that of the best checkpoint.
     towers = tf.saved_model.load(str(model / trained.towers))
     users = prepared.vocabularies["user_id"]
-    shapes = [variable.shape.as_list() for variable in towers.variables]
-    assert [1 + users.oov + users.size, short.model.embedding_dim] in shapes
+    shape = [1 + users.oov + users.size, short.model.embedding_dim]
+    table = next(variable for variable in towers.variables if variable.shape == shape)
+    weights = str(checkpoints / f"epoch-{trained.best_epoch:04d}" / "weights")
+    saved = [name for name, found in tf.train.list_variables(weights) if found == shape]
+    model_s = next(name for name in saved if not name.startswith("optimizer"))
+    np.testing.assert_array_equal(table, tf.train.load_variable(weights, model_s))

@@ -20,6 +20,8 @@ _ABANDONED = "abandoned"
 _RESULT = "result.pickle"
 #: A worker says so once it has nothing more to do, and needs no sign of life after it.
 DONE = "done"
+#: Said for a worker that has died by who starts it again, which may take a while.
+STARTING = "starting"
 
 
 class WorkersLost(RuntimeError):
@@ -132,6 +134,7 @@ class Attempt:
 
     def note_restart(self, rank: int, told: str) -> None:
         """Note in its log that a worker has died, and starts again while the others go on."""
+        self.give_sign(rank, STARTING)
         with self.log(rank).open("a", encoding="utf-8") as log:
             log.write(f"worker {rank}: {told}; it starts again\n")
 

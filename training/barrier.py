@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from pyspark import BarrierTaskContext
 
 from recsys.config import Cluster
-from training.attempt import DONE, Attempt, Failure
+from training.attempt import DONE, STARTING, Attempt, Failure
 from training.session import job_group
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class _Watch:
         self._attempt = attempt
         self._timeout = timeout
         self._cancel = cancel
-        start = time.monotonic() + max(_START_SECONDS - timeout, 0)
+        self._start_seconds = max(_START_SECONDS - timeout, 0)
+        start = time.monotonic() + self._start_seconds
         self._last = dict.fromkeys(range(workers), ("", start))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -134,7 +135,8 @@ class _Watch:
         with suppress(OSError):
             sign = self._attempt.sign(rank)
         if sign != self._last[rank][0]:
-            self._last[rank], since = (sign, now), now
+            since = now + (self._start_seconds if sign == STARTING else 0)
+            self._last[rank] = (sign, since)
         return 0.0 if sign == DONE else now - since
 
 

@@ -68,9 +68,6 @@ class Checkpoints(tf.keras.callbacks.Callback):
         every_steps: save so often within an epoch too.
     """
 
-    #: Keras need not wait for the logs of each step to hand them over.
-    _supports_tf_logs = True
-
     def __init__(
         self,
         directory: Path,
@@ -79,6 +76,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         every_steps: int | None = None,
     ) -> None:
         super().__init__()
+        # What steps return is not read, so Keras need not wait for it; with parameter servers it
+        # refuses to.
+        self._supports_tf_logs = True
         self._directory = directory
         self._monitor = monitor
         self._patience = patience
@@ -274,10 +274,9 @@ class EpochLog(tf.keras.callbacks.Callback):
 class Progress(tf.keras.callbacks.Callback):
     """Word of each step to who watches for a hang, and a progress bar to a person who watches."""
 
-    _supports_tf_logs = True
-
     def __init__(self, steps_per_epoch: int) -> None:
         super().__init__()
+        self._supports_tf_logs = True
         self._steps = steps_per_epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -35,6 +35,8 @@ def strategy() -> tf.distribute.ParameterServerStrategy:
 
     Tables are divided over all servers by rows; other variables go to one server each in turn.
     """
+    # It tells of every wait, at each checkpoint.
+    tf.get_logger().setLevel(logging.WARNING)
     # Or a chief would wait for a server that is gone.
     os.environ["GRPC_FAIL_FAST"] = "use_caller"
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver(rpc_layer="grpc")
@@ -83,11 +85,11 @@ def batches(
         model: with parameter servers, its `train_step` is called on workers with an element.
         make: makes the data set of a process.
     """
-    strategy = tf.distribute.get_strategy()
-    if coordinator() is None:
+    strategy, dealt_by = tf.distribute.get_strategy(), coordinator()
+    if dealt_by is None:
         return strategy.distribute_datasets_from_function(make)
     _tell_placement(model)
-    model.train_function = _dealer(model, make(tf.distribute.InputContext()))
+    model.train_function = _dealer(model, make(tf.distribute.InputContext()), dealt_by)
 
     def nothing(context: tf.distribute.InputContext) -> tf.data.Dataset:
         # Keras wants each worker to read for itself.
@@ -96,14 +98,19 @@ def batches(
     return tf.keras.utils.experimental.DatasetCreator(nothing)
 
 
-def _dealer(model: tf.keras.Model, dataset: tf.data.Dataset) -> Callable[[Any], Any]:
+def _dealer(
+    model: tf.keras.Model,
+    dataset: tf.data.Dataset,
+    dealt_by: tf.distribute.coordinator.ClusterCoordinator,
+) -> Callable[[Any], Any]:
     """Make the function by which Keras takes a step: it hands the next batch to a worker.
 
     It returns before the step is done, but not before all but the last few are: what is dealt out
     waits in the memory of the chief.
     """
-    strategy, dealt_by = tf.distribute.get_strategy(), coordinator()
-    most = _AHEAD * strategy.cluster_resolver.cluster_spec().num_tasks("worker")
+    strategy = tf.distribute.get_strategy()
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    most = _AHEAD * resolver.cluster_spec().num_tasks("worker")
     elements, begun = iter(dataset), deque[Any]()
 
     @tf.function(input_signature=[dataset.element_spec])

@@ -83,7 +83,8 @@ def _call(attempt: Attempt) -> object:
         tf.config.experimental.set_memory_growth(device, True)
     cluster, job = _place()
     if job != _calling(cluster):
-        return _serve(attempt)
+        _serve(attempt)
+        return None
     # Before anything else that TensorFlow does.
     with_servers = "ps" in cluster
     strategy = (
