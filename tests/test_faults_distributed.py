@@ -240,7 +240,8 @@ def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
     towers = tf.saved_model.load(str(model / trained.towers))
     users = prepared.vocabularies["user_id"]
     shape = [1 + users.oov + users.size, short.model.embedding_dim]
-    table = next(variable for variable in towers.variables if variable.shape == shape)
+    variables = towers.signatures["embed_query"].variables
+    table = next(variable for variable in variables if variable.shape == shape)
     weights = str(checkpoints / f"epoch-{trained.best_epoch:04d}" / "weights")
     saved = [name for name, found in tf.train.list_variables(weights) if found == shape]
     model_s = next(name for name in saved if not name.startswith("optimizer"))
