@@ -216,11 +216,11 @@ def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
     checkpoints, attempt = model / "checkpoints", model / "launch" / "attempt-0001"
     wait_for((checkpoints / "epoch-0001/state.json").is_file, process, tmp_path)
     os.kill(worker(model, 1), signal.SIGKILL)
-    # Each batch was dealt out once, and each server has written its part.
+    # Each batch was dealt out once, and chief and servers have written their parts.
     weights = str(checkpoints / "epoch-0001" / "weights")
     steps = math.ceil(prepared.train.num_sequences / short.train.global_batch_size)
     assert tf.train.load_variable(weights, "model/step/.ATTRIBUTES/VARIABLE_VALUE") == steps
-    assert len(list((checkpoints / "epoch-0001").glob("weights.data-*-of-00002"))) == 2
+    assert len(list((checkpoints / "epoch-0001").glob("weights.data-*-of-00003"))) == 3
     wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
     assert "worker 1: killed by SIGKILL; it starts again" in (attempt / "rank-1.log").read_text()
     os.kill(worker(model, 4), signal.SIGKILL)
