@@ -121,10 +121,15 @@ class Scoring(Section):
 class Cluster(Section):
     """The only section that differs between a laptop and a cluster."""
 
-    kind: Literal["local", "mirrored", "spark"] = Field(
-        "local", description="of training: this process, all its GPUs, or workers on Spark"
+    kind: Literal["local", "mirrored", "spark", "spark_parameter_server"] = Field(
+        "local",
+        description="of training: this process, all its GPUs, workers on Spark that keep in step, "
+        "or such that do not and have their tables on servers",
     )
-    workers: int = Field(2, ge=1, description="of kind spark: a task each; they share a batch")
+    workers: int = Field(2, ge=1, description="of the kinds on Spark: a task each")
+    servers: int = Field(
+        1, ge=1, description="of kind spark_parameter_server: a task each, and one for the chief"
+    )
     min_workers: int | None = Field(
         None, ge=1, description="go on with so few if the cluster has shrunk; all if empty"
     )
@@ -144,6 +149,12 @@ class Cluster(Section):
     spark: dict[str, str] = Field({}, description="further Spark settings")
     tracking_uri: str | None = Field(None, description="MLflow; SQLite beside the runs if empty")
     experiment: str = "clickstream-recommender"
+
+    def jobs(self, workers: int) -> tuple[str, ...]:
+        """What each task of a training on Spark is, by rank; the first is the chief."""
+        if self.kind == "spark":
+            return ("worker",) * workers
+        return ("chief",) + ("worker",) * workers + ("ps",) * self.servers
 
     @model_validator(mode="after")
     def _fewer(self) -> Cluster:

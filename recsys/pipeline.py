@@ -279,7 +279,7 @@ class Run:
         start = warm_start.copy(data, directory, begun=bool(saved(directory)))
         self.tracker.log_config(self.config)
         self.tracker.set_tags(origin(data, Path.cwd(), start))
-        if self.config.cluster.kind == "spark":
+        if self.config.cluster.kind.startswith("spark"):
             self.tracker.log_application(self.spark.sparkContext.applicationId)
         model = launch(
             fit,

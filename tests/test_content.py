@@ -177,7 +177,7 @@ def _checkpointed(model):
 def test_the_corpus_is_encoded_once_and_not_by_the_step(config, data, monkeypatch):
     encoder = FeatureEncoder(data)
     model = TwoTower(config.model, config.schema_, encoder, read_corpus(data), seed=1)
-    assert model._corpus["title"].shape == (data.corpus.num_items, DIM)
+    assert model._corpus.features["title"].shape == (data.corpus.num_items, DIM)
     monkeypatch.setattr(encoder, "_pretrained", {})
     assert model.embed_corpus().shape == (data.corpus.num_items, 16)
     assert not [v for v in model.trainable_variables if v.shape == (NUM_CLUSTERS + 1, DIM)]

@@ -1,5 +1,6 @@
 """A worker, the chief or an executor dies or freezes in the middle: the fit ends as if it had not."""
 
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from mlflow import MlflowClient
 
 from recsys.artifacts import TrainedModel
@@ -54,13 +56,14 @@ def start(short, prepared, tmp_path):
     """Start `recsys fit` on two workers; gives the process and the folder of the model."""
     started = []
 
-    def begin(master):
+    def begin(master, kind="spark"):
         folder = tmp_path / "runs" / "planted"
         shutil.copytree(prepared.directory, folder / "data")
         cluster = Cluster(
-            kind="spark",
+            kind=kind,
             master=master,
             workers=2,
+            servers=2,
             restart_seconds=1,
             heartbeat_timeout_seconds=15,
             spark={"spark.driver.memory": "1g"},
@@ -207,3 +210,43 @@ def test_a_full_disk_is_waited_for(start, tmp_path, undisturbed):
         assert re.search("restart 1 in 1 s: .*No space left on device", told)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.spark
+def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
+    start, tmp_path, undisturbed, prepared, short
+):
+    process, model = start("local[5]", "spark_parameter_server")
+    checkpoints, attempt = model / "checkpoints", model / "launch" / "attempt-0001"
+    wait_for((checkpoints / "epoch-0001/state.json").is_file, process, tmp_path)
+    os.kill(worker(model, 1), signal.SIGKILL)
+    # Each batch was dealt out once, and chief and servers have written their parts.
+    weights = str(checkpoints / "epoch-0001" / "weights")
+    steps = math.ceil(prepared.train.num_sequences / short.train.global_batch_size)
+    assert tf.train.load_variable(weights, "model/step/.ATTRIBUTES/VARIABLE_VALUE") == steps
+    assert len(list((checkpoints / "epoch-0001").glob("weights.data-*-of-00003"))) == 3
+    wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
+    assert "worker 1: killed by SIGKILL; it starts again" in (attempt / "rank-1.log").read_text()
+    os.kill(worker(model, 4), signal.SIGKILL)
+    code = process.wait(PATIENCE)
+    told = (tmp_path / "fit.log").read_text()
+    assert code == 0, told
+    assert re.findall(r"restart 1 in 1 s: worker 4 on .*: killed by SIGKILL", told)
+    assert "restart 2" not in told
+    assert re.search(r"divided: .*user_id/embeddings in 2", (attempt / "rank-0.log").read_text())
+    log = (model / "launch" / "attempt-0002" / "rank-0.log").read_text()
+    assert "resume after epoch 3, step " in log
+    # Steps are not taken in order, so nothing is equal, but all is learned.
+    trained = TrainedModel.load(model)
+    assert len(trained.curves["loss"]) == EPOCHS
+    assert max(trained.curves["ndcg@20"]) > 0.9 * max(undisturbed.curves["ndcg@20"])
+    # What is served lies in one piece again: that of the best checkpoint.
+    towers = tf.saved_model.load(str(model / trained.towers))
+    users = prepared.vocabularies["user_id"]
+    shape = [1 + users.oov + users.size, short.model.embedding_dim]
+    variables = towers.signatures["embed_query"].variables
+    table = next(variable for variable in variables if variable.shape == shape)
+    weights = str(checkpoints / f"epoch-{trained.best_epoch:04d}" / "weights")
+    saved = [name for name, found in tf.train.list_variables(weights) if found == shape]
+    model_s = next(name for name in saved if not name.startswith("optimizer"))
+    np.testing.assert_array_equal(table, tf.train.load_variable(weights, model_s))

@@ -20,6 +20,8 @@ _ABANDONED = "abandoned"
 _RESULT = "result.pickle"
 #: A worker says so once it has nothing more to do, and needs no sign of life after it.
 DONE = "done"
+#: Said for a worker that has died by who starts it again, which may take a while.
+STARTING = "starting"
 
 
 class WorkersLost(RuntimeError):
@@ -109,6 +111,10 @@ class Attempt:
         temporary.write_bytes(pickle.dumps(result))
         temporary.replace(self.folder / _RESULT)
 
+    def is_finished(self) -> bool:
+        """Whether the chief has left the result."""
+        return (self.folder / _RESULT).is_file()
+
     def result(self) -> Any:
         """Read the result.
 
@@ -116,7 +122,7 @@ class Attempt:
             WorkersLost: there is none.
         """
         file = self.folder / _RESULT
-        if not file.is_file():
+        if not self.is_finished():
             raise WorkersLost(f"all workers have ended, but the chief left no {file}")
         return pickle.loads(file.read_bytes())
 
@@ -125,6 +131,12 @@ class Attempt:
         file = self.folder / f"rank-{failure.rank}.failure.json"
         if not file.exists():
             write_atomically(file, failure.model_dump_json(indent=2))
+
+    def note_restart(self, rank: int, told: str) -> None:
+        """Note in its log that a worker has died, and starts again while the others go on."""
+        self.give_sign(rank, STARTING)
+        with self.log(rank).open("a", encoding="utf-8") as log:
+            log.write(f"worker {rank}: {told}; it starts again\n")
 
     def failures(self) -> list[Failure]:
         """What is noted of the workers so far, by rank."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from pyspark import BarrierTaskContext
 
 from recsys.config import Cluster
-from training.attempt import DONE, Attempt, Failure
+from training.attempt import DONE, STARTING, Attempt, Failure
 from training.session import job_group
 
 if TYPE_CHECKING:
@@ -44,30 +44,33 @@ _EXIT_SECONDS = 60.0
 
 
 def run_workers(
-    spark: SparkSession, call: bytes, attempt: Attempt, workers: int, cluster: Cluster
+    spark: SparkSession, call: bytes, attempt: Attempt, jobs: Sequence[str], cluster: Cluster
 ) -> None:
-    """Run the pickled `(function, args)` in so many workers at once; return when all are done.
+    """Run the pickled `(function, args)` in as many tasks as jobs; return when all are done.
+
+    With parameter servers a worker that has died is started again in its task, and the others go
+    on meanwhile. Spark ends all tasks with one, so this does not hold for a lost executor.
 
     Args:
-        spark: classic session, with a slot for each worker.
+        spark: classic session, with a slot for each job.
         call: see `training.worker`.
         attempt: its folder is shared with all executors.
-        workers: barrier tasks.
+        jobs: of the barrier tasks, by rank.
         cluster: section of the config; says when a worker counts as frozen, and when as stuck.
 
     Raises:
         WorkerError: the function raised in a worker.
-        WorkersLost: a worker died, froze, hung, met an outage, or its executor was lost.
+        WorkersLost: a task died, froze, hung, met an outage, or its executor was lost.
     """
     context = spark.sparkContext
     forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
-    patience = cluster.progress_timeout_seconds
-    task = partial(_task, call, attempt.folder, patience, forwarded)
-    with job_group(spark, f"{workers} training workers") as cancel:
-        watch = _Watch(attempt, workers, cluster.heartbeat_timeout_seconds, cancel)
+    task = partial(_task, call, attempt.folder, jobs, cluster, forwarded)
+    with job_group(spark, f"{len(jobs)} training tasks") as cancel:
+        watch = _Watch(attempt, len(jobs), cluster.heartbeat_timeout_seconds, cancel)
         try:
             with watch:
-                context.parallelize(range(workers), workers).barrier().mapPartitions(task).collect()
+                rows = context.parallelize(range(len(jobs)), len(jobs))
+                rows.barrier().mapPartitions(task).collect()
         except Exception as error:
             attempt.abandon()
             # TensorFlow may notice a frozen worker first; then all that is known is that others
@@ -94,7 +97,8 @@ class _Watch:
         self._attempt = attempt
         self._timeout = timeout
         self._cancel = cancel
-        start = time.monotonic() + max(_START_SECONDS - timeout, 0)
+        self._start_seconds = max(_START_SECONDS - timeout, 0)
+        start = time.monotonic() + self._start_seconds
         self._last = dict.fromkeys(range(workers), ("", start))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -131,30 +135,48 @@ class _Watch:
         with suppress(OSError):
             sign = self._attempt.sign(rank)
         if sign != self._last[rank][0]:
-            self._last[rank], since = (sign, now), now
+            since = now + (self._start_seconds if sign == STARTING else 0)
+            self._last[rank] = (sign, since)
         return 0.0 if sign == DONE else now - since
 
 
 def _task(
-    call: bytes, folder: Path, patience: float, forwarded: Mapping[str, str], _rows: Iterable[int]
+    call: bytes,
+    folder: Path,
+    jobs: Sequence[str],
+    cluster: Cluster,
+    forwarded: Mapping[str, str],
+    _rows: Iterable[int],
 ) -> Iterator[None]:
-    """Be the Spark task of one worker: start it with its place in the cluster, wait for it."""
+    """Be the Spark task of one rank: start it with its place in the cluster, wait for it."""
     context = BarrierTaskContext.get()
     attempt, rank = Attempt(folder), context.partitionId()
     host = context.getTaskInfos()[rank].address.split(":")[0]
     with _reserved_port() as port:
-        addresses = context.allGather(f"{host}:{port}")
-        place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-        cluster = {"TF_CONFIG": json.dumps(place)}
-        environment = {**_BRIEF, **os.environ, **forwarded, **_own(context), **cluster}
-        command = ["training.worker", str(folder), str(rank), str(patience)]
-        code = _run(command, call, attempt, rank, environment)
-    # How the process ends after its work is TensorFlow's affair.
-    if code and attempt.sign(rank) != DONE:
-        told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        attempt.fail(_lost(attempt, rank, host, told))
-        raise RuntimeError(f"worker {rank} on {host}: {told}; log {attempt.log(rank)}")
-    return iter(())
+        place = {"TF_CONFIG": _place(jobs, context.allGather(f"{host}:{port}"), rank)}
+        environment = {**_BRIEF, **os.environ, **forwarded, **_own(context), **place}
+        command = ["training.worker", str(folder), str(rank), str(cluster.progress_timeout_seconds)]
+        more = cluster.max_restarts if "ps" in jobs and jobs[rank] == "worker" else 0
+        while True:
+            code = _run(command, call, attempt, rank, environment)
+            # How the process ends after its work is TensorFlow's affair.
+            if not code or attempt.sign(rank) == DONE:
+                return iter(())
+            told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            if not more or attempt.is_abandoned():
+                attempt.fail(_lost(attempt, rank, host, told))
+                raise RuntimeError(f"worker {rank} on {host}: {told}; log {attempt.log(rank)}")
+            attempt.note_restart(rank, told)
+            more -= 1
+
+
+def _place(jobs: Sequence[str], addresses: Sequence[str], rank: int) -> str:
+    """Return the `TF_CONFIG` of a rank."""
+    cluster: dict[str, list[str]] = {}
+    for job, address in zip(jobs, addresses, strict=True):
+        cluster.setdefault(job, []).append(address)
+    index = rank - jobs.index(jobs[rank])
+    return json.dumps({"cluster": cluster, "task": {"type": jobs[rank], "index": index}})
 
 
 def _run(

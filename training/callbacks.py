@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from recsys.artifacts import ArtifactError
 from recsys.atomic import write_atomically
-from training.chief import from_chief, is_chief, wait_for_chief
+from training.chief import from_chief, is_chief, wait_for_chief, wait_for_steps
 from training.progress import advance
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         every_steps: int | None = None,
     ) -> None:
         super().__init__()
+        # What steps return is not read, so Keras need not wait for it; with parameter servers it
+        # refuses to.
+        self._supports_tf_logs = True
         self._directory = directory
         self._monitor = monitor
         self._patience = patience
@@ -127,9 +130,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         self.state = state
 
     def restore_best(self, model: tf.keras.Model) -> FitState:
-        """Load the weights of the best epoch."""
+        """Load the weights of the best epoch, also into a model that is not trained."""
         best = self._directory / _epoch_folder(self.state.best_epoch)
-        self._checkpoint(model).read(str(best / "weights")).expect_partial()
+        tf.train.Checkpoint(model=model).read(str(best / "weights")).expect_partial()
         return self.state
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -162,6 +165,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
 
     def _save(self, state: FitState) -> None:
         """Write the checkpoint, then the state that makes it one, then forget older ones."""
+        wait_for_steps()
         with self._own_folder(state) as folder:
             self._checkpoint(self.model).write(str(folder / "weights"))
             write_atomically(folder / _STATE, state.model_dump_json(indent=2))
@@ -272,6 +276,7 @@ class Progress(tf.keras.callbacks.Callback):
 
     def __init__(self, steps_per_epoch: int) -> None:
         super().__init__()
+        self._supports_tf_logs = True
         self._steps = steps_per_epoch
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:

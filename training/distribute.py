@@ -40,9 +40,11 @@ def launch(
     | local | this process | none |
     | mirrored | this process, all its GPUs | `MirroredStrategy` |
     | spark | `cluster.workers` barrier tasks | `MultiWorkerMirroredStrategy` |
+    | spark_parameter_server | the same, `cluster.servers`, a chief | `ParameterServerStrategy` |
 
     On Spark a launch that loses workers is restarted (see `supervise`), and `fn` is expected to go
-    on from what it has saved.
+    on from what it has saved. With parameter servers the chief alone calls `fn`, and a worker that
+    dies ends nothing.
 
     Args:
         fn: function of a module that all executors have; returns the manifest of what it has left
@@ -69,7 +71,7 @@ def launch(
         case "mirrored":
             with tf.distribute.MirroredStrategy().scope():
                 return fn(*args)
-        case "spark":
+        case "spark" | "spark_parameter_server":
             call = _pickled(fn, args)
             session = spark()
             restarts = itertools.count()
@@ -94,7 +96,7 @@ def _attempt(
         raise WorkersLost(str(error)) from error
     logger.info("%d workers start; the log of the chief is %s", workers, attempt.log(0))
     try:
-        run_workers(spark, call, attempt, workers, cluster)
+        run_workers(spark, call, attempt, cluster.jobs(workers), cluster)
         return attempt.result()
     except OSError as error:
         raise WorkersLost(f"{attempt.folder} is out of reach: {error}") from error

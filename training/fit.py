@@ -40,7 +40,8 @@ from training.callbacks import (
     Validation,
     newest_checkpoint,
 )
-from training.chief import is_chief, wait_for_chief
+from training.chief import coordinator, is_chief, wait_for_chief, without_strategy
+from training.parameter_server import batches
 from training.progress import advance
 
 logger = logging.getLogger(__name__)
@@ -110,15 +111,16 @@ def _fit(
         with named_corruption(data, data.train):
             _run(model, inputs, [data.train], train.epochs, checkpoints, around)
     state = checkpoints.restore_best(model)
+    served = inputs.served(model, checkpoints)
     best = state.best(train.monitor)
     logger.info("best epoch %d: %s %.4f", state.best_epoch, train.monitor, best)
     if train.refit:
         # A second stage must not learn from scores of labels that were learned by heart, nor
         # may a later training be validated with them.
-        _save_towers(inputs.in_float32(model), directory / _BEFORE_REFIT)
-        model = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
+        _save_towers(served, directory / _BEFORE_REFIT)
+        served = _refit(inputs, state.best_epoch, directory / "checkpoints" / "refit")
     manifest = _manifest(inputs, state, directory, mlflow_run_id)
-    _save_towers(inputs.in_float32(model), directory / "towers")
+    _save_towers(served, directory / "towers")
     if is_chief():
         manifest.save()
     wait_for_chief()
@@ -192,17 +194,30 @@ class _Inputs:
         model.optimizer.build(model.trainable_variables)
         return model
 
-    def in_float32(self, model: TwoTower) -> TwoTower:
-        """Return the model that is evaluated and served: the same weights, not in half precision.
+    def served(self, model: TwoTower, checkpoints: Checkpoints) -> TwoTower:
+        """Return the model that is evaluated and served: not in half precision, nor on servers.
 
         To be called by all workers: their variables are created together.
+
+        Args:
+            model: the weights.
+            checkpoints: the best of which holds them too.
         """
+        if coordinator() is not None:
+            return without_strategy(lambda: _Inputs(self.config, self.data)._read(checkpoints))
         if not self.config.model.mixed_precision:
             return model
-        whole = self.config.model.model_copy(update={"mixed_precision": False})
-        served = self._with_variables(whole)
+        served = self._in_float32()
         served.set_weights(model.get_weights())
         return served
+
+    def _read(self, checkpoints: Checkpoints) -> TwoTower:
+        model = self._in_float32()
+        checkpoints.restore_best(model)
+        return model
+
+    def _in_float32(self) -> TwoTower:
+        return self._with_variables(self.config.model.model_copy(update={"mixed_precision": False}))
 
     def _with_variables(self, config: TwoTowerConfig) -> TwoTower:
         model = TwoTower(
@@ -251,7 +266,11 @@ class _Inputs:
 
 
 def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
-    """Train a new model on training and validation labels, for as many epochs as were best."""
+    """Train a new model on training and validation labels, for as many epochs as were best.
+
+    Returns:
+        The model that is served.
+    """
     splits = [inputs.data.train, inputs.data.recent]
     _seed_all(inputs.config.seed)
     model = inputs.build_model(splits)
@@ -262,7 +281,7 @@ def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
     if state.epoch < epochs:
         with named_corruption(inputs.data, *splits):
             _run(model, inputs, splits, epochs, checkpoints, [checkpoints])
-    return model
+    return inputs.served(model, checkpoints)
 
 
 def _run(
@@ -274,7 +293,6 @@ def _run(
     callbacks: Sequence[tf.keras.callbacks.Callback],
 ) -> None:
     """Train up to the `last` epoch from where the checkpoints are, which are among `callbacks`."""
-    strategy = tf.distribute.get_strategy()
     for epochs, skip in _parts(checkpoints.state, last):
         if checkpoints.state.stopped:
             return
@@ -289,7 +307,7 @@ def _run(
             return own.apply(tf.data.experimental.assert_cardinality(_ENDLESS))
 
         model.fit(
-            strategy.distribute_datasets_from_function(make),
+            batches(model, make),
             initial_epoch=epochs.start,
             epochs=epochs.stop,
             steps_per_epoch=steps,

@@ -47,13 +47,14 @@ def check_cluster(spark: SparkSession, cluster: Cluster, folder: Path) -> int:
     """
     if type(spark).__module__.startswith("pyspark.sql.connect"):
         raise ClusterError(
-            "cluster.kind=spark needs a classic Spark session, this one is Spark Connect, which "
-            "has no barrier tasks: use a dedicated (single user) cluster, or cluster.kind=local"
+            f"cluster.kind={cluster.kind} needs a classic Spark session, this one is Spark "
+            "Connect, which has no barrier tasks: use a dedicated (single user) cluster, or "
+            "cluster.kind=local"
         )
     if spark.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ClusterError(
-            "cluster.kind=spark needs all workers at once, which Spark refuses under dynamic "
-            "allocation: set spark.dynamicAllocation.enabled=false"
+            f"cluster.kind={cluster.kind} needs all tasks at once, which Spark refuses under "
+            "dynamic allocation: set spark.dynamicAllocation.enabled=false"
         )
     gpus = _gpus_per_task(spark)
     if gpus and gpus % 1:
@@ -62,24 +63,27 @@ def check_cluster(spark: SparkSession, cluster: Cluster, folder: Path) -> int:
             "refuses and which gains nothing: set it to 1 or more"
         )
     workers = _workers_with_slots(spark, cluster)
-    _check_executors(spark, workers, folder)
+    _check_executors(spark, len(cluster.jobs(workers)), folder)
     return workers
 
 
 def _workers_with_slots(spark: SparkSession, cluster: Cluster) -> int:
     """Wait a little for slots: executors may just be starting."""
     fewest = cluster.min_workers or cluster.workers
+    others = len(cluster.jobs(0))
     deadline = time.monotonic() + _SLOT_SECONDS
-    while (slots := _slots(spark)) < cluster.workers and time.monotonic() < deadline:
+    while (slots := _slots(spark)) - others < cluster.workers and time.monotonic() < deadline:
         time.sleep(1.0)
-    if slots < fewest:
+    if slots - others < fewest:
+        beside = f", {others} more of chief and servers" if others else ""
         raise ClusterError(
-            f"cluster.workers={cluster.workers} need as many free task slots, the cluster has "
-            f"{slots}: add executors or cores, or lower cluster.workers (or cluster.min_workers)"
+            f"cluster.workers={cluster.workers} need as many free task slots{beside}, the cluster "
+            f"has {slots}: add executors or cores, or lower cluster.workers (or min_workers)"
         )
-    if slots < cluster.workers:
-        logger.warning("%d of %d workers: the cluster has no more slots", slots, cluster.workers)
-    return min(slots, cluster.workers)
+    workers = min(slots - others, cluster.workers)
+    if workers < cluster.workers:
+        logger.warning("%d of %d workers: the cluster has no more slots", workers, cluster.workers)
+    return workers
 
 
 def _slots(spark: SparkSession) -> int:

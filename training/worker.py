@@ -1,7 +1,8 @@
 """A training process beside its Spark task: `python -m training.worker ATTEMPT RANK PATIENCE`.
 
 The task's own Python process may be reused by Spark, while TensorFlow joins a cluster once in the
-life of a process. What to call comes pickled by standard input, the cluster in `TF_CONFIG`.
+life of a process. What to call comes pickled by standard input, the cluster in `TF_CONFIG`. Where
+that has parameter servers, they and the workers do what the chief says, who alone makes the call.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import ctypes
 import errno
 import faulthandler
 import itertools
+import json
 import logging
+import math
 import os
 import pickle
 import signal
 import socket
 import sys
 import threading
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import recsys  # noqa: F401  (sets the environment that TensorFlow reads)
+from training import parameter_server
 from training.attempt import DONE, Attempt, Failure, FailureKind
 from training.progress import idle_seconds
 
@@ -30,15 +36,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Call the function under the strategy of all workers; exit with 1 if it fails."""
+    """Call the function under the strategy of all tasks; exit with 1 if it fails."""
     attempt, rank, patience = Attempt(Path(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
+    cluster, job = _place()
+    if job != _calling(cluster):
+        # What serves has no steps of its own.
+        patience = math.inf
     _die_with_the_task()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s")
     over = threading.Event()
     living = threading.Thread(target=_live, args=[attempt, rank, patience, over], daemon=True)
     living.start()
     try:
-        result = _call()
+        result = _call(attempt)
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
@@ -50,18 +60,49 @@ def main() -> None:
     living.join()
     # The end of the process may take a while: it lets go of the others.
     attempt.give_sign(rank, DONE)
+    if "ps" in cluster:
+        # For minutes, if one of them is gone.
+        logging.shutdown()
+        os._exit(0)
 
 
-def _call() -> object:
+def _place() -> tuple[dict[str, list[str]], str]:
+    """Addresses of all tasks by job, and the job of this one."""
+    place = json.loads(os.environ["TF_CONFIG"])
+    return place["cluster"], place["task"]["type"]
+
+
+def _calling(cluster: dict[str, list[str]]) -> str:
+    return "chief" if "ps" in cluster else "worker"
+
+
+def _call(attempt: Attempt) -> object:
     import tensorflow as tf
 
     for device in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(device, True)
+    cluster, job = _place()
+    if job != _calling(cluster):
+        _serve(attempt)
+        return None
     # Before anything else that TensorFlow does.
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with_servers = "ps" in cluster
+    strategy = (
+        parameter_server.strategy() if with_servers else tf.distribute.MultiWorkerMirroredStrategy()
+    )
     fn, args = pickle.load(sys.stdin.buffer)
     with strategy.scope():
         return fn(*args)
+
+
+def _serve(attempt: Attempt) -> None:
+    """Do what the chief says until it has left the result."""
+    parameter_server.serve()
+    while True:
+        with suppress(OSError):
+            if attempt.is_finished():
+                return
+        time.sleep(BEAT_SECONDS)
 
 
 def _failure(error: BaseException, attempt: Attempt, rank: int) -> Failure:

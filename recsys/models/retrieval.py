@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +22,36 @@ _EMBED_BATCH = 16_384
 _POPULAR_SALT = 0x5EED_0000_0000
 #: Log of a probability that takes a candidate out of every softmax but that of its own query.
 _OUT_OF_REACH = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What steps read rows of, beside the weights: no part of a checkpoint, so Keras sees no list.
+
+    Attributes:
+        features: encoded candidate features by name, `[num_items, ...]`.
+        of_vocabulary: corpus row of each value of the item id's vocabulary, int32.
+        label_share: `[num_warm]`.
+    """
+
+    features: Mapping[str, tf.Tensor | tf.Variable]
+    of_vocabulary: tf.Tensor | tf.Variable
+    label_share: tf.Tensor | tf.Variable
+
+    @classmethod
+    def of(cls, features: Mapping[str, tf.Tensor], *others: tf.Tensor) -> _Rows:
+        """Put them on the parameter servers, if there are any.
+
+        Tensors would travel as a whole from the chief to a worker with every step.
+        """
+        strategy = tf.distribute.get_strategy()
+        if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            return cls(features, *others)
+
+        def put(values: tf.Tensor) -> tf.Variable:
+            return tf.Variable(values, trainable=False)
+
+        return cls({name: put(values) for name, values in features.items()}, *map(put, others))
 
 
 class TwoTower(tfrs.Model):
@@ -65,15 +96,16 @@ class TwoTower(tfrs.Model):
         self._loss = tf.keras.metrics.Mean(name="loss")
         # A metric is that of all replicas already: Keras would add it up over them.
         self.distribute_reduction_method = "first"
-        self._corpus = encoder({name: tf.constant(v) for name, v in corpus.features.items()})
+        encoded = encoder({name: tf.constant(v) for name, v in corpus.features.items()})
         self._num_items = len(corpus)
-        self._vocabulary_rows = _rows_of_vocabulary(schema, encoder, corpus)
-        self._build_towers()
+        vocabulary_rows = _rows_of_vocabulary(schema, encoder, corpus)
+        self._build_towers(encoded, vocabulary_rows)
         # Items that training never saw are no negatives: they would only learn to be disliked.
         self._num_warm = max(1, int(np.count_nonzero(corpus.count)))
         # No share is zero: labels of the latest events, learned in the end, may be new ones.
         labels = np.maximum(corpus.labels[: self._num_warm], 0.5)
-        self._label_share = tf.constant(labels / labels.sum(), tf.float32)
+        label_share = tf.constant(labels / labels.sum(), tf.float32)
+        self._corpus = _Rows.of(encoded, vocabulary_rows, label_share)
         # In double precision: the tail of a large catalogue would be lost in a single one.
         self._label_ends = tf.constant(np.cumsum(labels / labels.sum()), tf.float64)
         self._full = self._num_warm <= config.loss.full_softmax_up_to
@@ -84,13 +116,10 @@ class TwoTower(tfrs.Model):
             config.loss.label_smoothing,
         )
 
-    def _build_towers(self) -> None:
+    def _build_towers(self, corpus: Mapping[str, tf.Tensor], vocabulary_rows: tf.Tensor) -> None:
         config, schema = self._config, self._schema
         dropouts = Dropouts(config.dropout, self._seed, self.step)
-        known = {
-            name: _gather_or_zero(values, self._vocabulary_rows)
-            for name, values in self._corpus.items()
-        }
+        known = {name: _gather_or_zero(values, vocabulary_rows) for name, values in corpus.items()}
 
         def items() -> tuple[FeatureEmbedding, ItemEmbedding]:
             sizes = self._encoder().vocabulary_sizes()
@@ -200,7 +229,8 @@ class TwoTower(tfrs.Model):
         return self._embed_rows(tf.range(start, stop), training=False)
 
     def _embed_rows(self, rows: tf.Tensor, training: bool) -> tf.Tensor:
-        encoded = {name: tf.gather(value, rows) for name, value in self._corpus.items()}
+        lookup = tf.nn.embedding_lookup
+        encoded = {name: lookup(values, rows) for name, values in self._corpus.features.items()}
         return self.candidate_tower(encoded, training=training)
 
     def _candidates(
@@ -236,7 +266,8 @@ class TwoTower(tfrs.Model):
         size = tf.size(pool)
         rows, place = tf.unique(tf.concat([pool, drawn], axis=0))
         by_share = loss.num_popular_negatives + (size if loss.in_batch_negatives else 0)
-        missed = tf.cast(by_share, tf.float32) * tf.math.log1p(-tf.gather(self._label_share, rows))
+        share = tf.gather(self._corpus.label_share, rows)
+        missed = tf.cast(by_share, tf.float32) * tf.math.log1p(-share)
         missed += loss.num_uniform_negatives * np.log1p(-1 / max(2, self._num_warm))
         log_probability = tf.math.log(-tf.math.expm1(missed))
         if not loss.in_batch_negatives:
@@ -273,7 +304,7 @@ class TwoTower(tfrs.Model):
         listed = tf.gather(tf.concat(lists, axis=1), inputs["sequence"])
         earlier = tf.range(tf.shape(lists[0])[1]) < inputs["known"][:, tf.newaxis]
         # A row of -1 stands for no item: it reads the last place, which is never filled.
-        corpus_rows = tf.gather(self._vocabulary_rows, listed) % (self._num_items + 1)
+        corpus_rows = tf.gather(self._corpus.of_vocabulary, listed) % (self._num_items + 1)
         return tf.where(tf.tile(earlier, [1, len(lists)]), tf.gather(place, corpus_rows), -1)
 
 

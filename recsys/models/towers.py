@@ -75,7 +75,9 @@ class ItemEmbedding(tf.keras.layers.Layer):
     def history(self, ids: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Embed the encoded ids of a history: `[batch, length]` to `[batch, length, dim]`."""
         flat = tf.reshape(ids, [-1])
-        encoded = {name: tf.gather(values, flat) for name, values in self._known.items()}
+        # Unlike `tf.gather` it keeps the order of rows that are divided over parameter servers.
+        lookup = tf.nn.embedding_lookup
+        encoded = {name: lookup(values, flat) for name, values in self._known.items()}
         dropped = self._history_dropout.dropped(tf.shape(flat), training)
         output = self._embed(encoded | {self._id.name: flat}, dropped)
         return tf.reshape(output, [-1, tf.shape(ids)[1], output.shape[-1]])

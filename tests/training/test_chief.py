@@ -1,7 +1,15 @@
 import pytest
+import tensorflow as tf
 
 from recsys.artifacts import Scoring
-from training.chief import from_chief, is_chief, wait_for_chief
+from training.chief import (
+    coordinator,
+    from_chief,
+    is_chief,
+    wait_for_chief,
+    wait_for_steps,
+    without_strategy,
+)
 from training.distribute import launch
 
 
@@ -9,6 +17,16 @@ def test_alone_everyone_is_the_chief():
     assert is_chief()
     assert from_chief({"b": 0.1, "a": 2.0}) == {"b": 0.1, "a": 2.0}
     wait_for_chief()
+    assert coordinator() is None
+    wait_for_steps()
+
+
+def test_a_strategy_can_be_left_for_a_call():
+    with tf.distribute.MirroredStrategy().scope():
+        assert tf.distribute.has_strategy()
+        assert not without_strategy(tf.distribute.has_strategy)
+        with pytest.raises(KeyError, match="x"):
+            without_strategy(lambda: {}["x"])
 
 
 @pytest.mark.spark

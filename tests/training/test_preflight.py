@@ -22,6 +22,9 @@ def test_too_few_slots_are_told(two_workers, spark, tmp_path, monkeypatch):
         check_cluster(spark, many, tmp_path)
     fewer = many.model_copy(update={"min_workers": 1})
     assert check_cluster(spark, fewer, tmp_path) == 2
+    with_servers = fewer.model_copy(update={"kind": "spark_parameter_server", "servers": 2})
+    with pytest.raises(ClusterError, match=r"slots, 3 more of chief and servers, the cluster has"):
+        check_cluster(spark, with_servers, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
