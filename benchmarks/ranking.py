@@ -214,7 +214,7 @@ def main() -> None:
 
 def _is_stale(variants: Sequence[str], row: dict[str, object]) -> bool:
     what = str(row["what"])
-    if _of_tasks(row):
+    if _of_tasks(row) or row["data"] != DATA:
         return False
     return not what.startswith("ablation") or any(f": {name}," in what for name in variants)
 
