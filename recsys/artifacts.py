@@ -114,8 +114,8 @@ class Corpus(_Frozen):
 class Impressions(_Frozen):
     """Shown lists: records of queries, whose labels were clicked, with `shown_items` beside.
 
-    `counts` has a record for each item: how often it was `shown` and `clicked` in the windows of
-    training and of validation.
+    `counts` has a record for each item: how often it was `shown` and `clicked`, of these requests,
+    in the windows of training and of validation.
     """
 
     validation: Queries

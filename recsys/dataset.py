@@ -16,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError, Examples, PreparedData, Queries, Sequences
+from recsys.artifacts import Corpus as CorpusFiles
 from recsys.schema import Feature, missing_value
 
 _READ_BATCH = 4096
@@ -195,7 +196,7 @@ def raw_batches(data: PreparedData, examples: Examples, batch_size: int) -> tf.d
 
 
 @contextmanager
-def named_corruption(data: PreparedData, *splits: Examples) -> Iterator[None]:
+def named_corruption(data: PreparedData, *splits: Examples | CorpusFiles) -> Iterator[None]:
     """Turn TensorFlow's "corrupted record" into an error that names the file.
 
     Raises:

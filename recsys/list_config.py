@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from recsys.section import Section
 
+#: What an answer has beside ids and scores where it explores.
+PROPENSITIES = "propensities"
+
 
 class Diversity(Section):
     """Maximal marginal relevance: an item gives way to one less like those above it."""

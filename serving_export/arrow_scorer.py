@@ -19,6 +19,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError
+from recsys.list_config import PROPENSITIES
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class ArrowScorer:
 def number_lists(folder: Path) -> tuple[str, ...]:
     """What a downloaded version answers beside `items`: `scores`, and `propensities` if any."""
     explores = "exploration" in _contract(folder / "artifacts" / "exact")
-    return ("scores", "propensities") if explores else ("scores",)
+    return ("scores", PROPENSITIES) if explores else ("scores",)
 
 
 def _contract(variant: Path) -> dict[str, Any]:

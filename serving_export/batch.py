@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 
 from recsys.artifacts import ArtifactError, Scoring
 from recsys.config import RunConfig
+from recsys.list_config import PROPENSITIES
 from serving_export.arrow_scorer import BATCH, ArrowScorer, number_lists
 from serving_export.partial import resumed
 from serving_export.registry import CHAMPION, ModelVersion, describe, download, resolve
@@ -62,7 +63,8 @@ def score(
     whole.
 
     With `scoring.only_changed` or `last`, users whose columns, version, k and list of what is not
-    available are those of the last scoring keep its answer; the result is that of scoring all.
+    available are those of the last scoring keep its answer; the result is that of scoring all. A
+    model that explores draws for all anew.
     `inputs` is a hash of these.
 
     Users are parted by a hash of their id, and each part is written by the task that scores it. An
@@ -98,12 +100,15 @@ def score(
     # After what the content is told by: a part is the same whether its answers were kept or not.
     table = with_inputs(table, describe(chosen) | {"copy": copy}, config.scoring.k)
     answers = _last(config, spark, directory, last)
-    if answers is not None:
-        table = with_last(table, answers)
     with resumed(directory, json.dumps(plan | {"copy": copy})) as folder:
         result = folder / _RESULT
         result.mkdir(exist_ok=True)
         _copy(chosen, folder / copy, listed)
+        if answers is not None and PROPENSITIES in number_lists(folder / copy):
+            logger.info("%s explores: nobody keeps an answer", chosen.uri)
+            answers = None
+        if answers is not None:
+            table = with_last(table, answers)
         if listed is not None:
             write_items(folder / UNAVAILABLE, _ITEM, listed)
         found, kept = _write_parts(table, parts, folder / copy, chosen, config.scoring.k)
@@ -160,9 +165,13 @@ def register_function(
     listed = _listed(config)
     copy = directory.resolve() / f"{chosen.name}-{chosen.version}{_suffix(listed)}"
     _copy(chosen, copy, listed)
-    lists = ", ".join(f"{numbers}: array<float>" for numbers in number_lists(copy))
-    answer = f"struct<items: array<string>, {lists}>"
-    spark.udf.register(name, F.arrow_udf(_function(str(copy), chosen), answer))
+    numbers = number_lists(copy)
+    lists = ", ".join(f"{each}: array<float>" for each in numbers)
+    function = F.arrow_udf(_function(str(copy), chosen), f"struct<items: array<string>, {lists}>")
+    if PROPENSITIES in numbers:
+        # Spark may ask twice, and show another answer than it has filtered by.
+        function = function.asNondeterministic()
+    spark.udf.register(name, function)
     return chosen
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from mlflow.types.schema import Schema as ColumnSchema
 from recsys.artifacts import ArtifactError, EvaluationReport, ExportedModel, RegisteredModel
 from recsys.atomic import replaced
 from recsys.config import RunConfig
+from recsys.list_config import PROPENSITIES
 from recsys.schema import Feature, Schema, filter_input
 
 logger = logging.getLogger(__name__)
@@ -165,7 +168,18 @@ def recommend(reference: str, queries: pd.DataFrame, k: int) -> pd.DataFrame:
         queries: query features by name, and maybe `exclusions`; absent columns are unknown.
         k: number of items.
     """
-    model = mlflow.pyfunc.load_model(resolve(reference).uri).unwrap_python_model()
+    uri, store = resolve(reference).uri, mlflow.get_registry_uri()
+    outputs = mlflow.models.get_model_info(uri).signature.outputs
+    if PROPENSITIES not in outputs.input_names():
+        return _answered(store, uri, queries, k)
+    # A training may have made this process deterministic, in which TensorFlow draws nothing.
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(_answered, store, uri, queries, k).result()
+
+
+def _answered(store: str, uri: str, queries: pd.DataFrame, k: int) -> pd.DataFrame:
+    connect(store)
+    model = mlflow.pyfunc.load_model(uri).unwrap_python_model()
     answers: pd.DataFrame = model.predict(None, queries, {"k": k})
     return answers
 
@@ -230,7 +244,7 @@ def _signature(exported: ExportedModel) -> ModelSignature:
     for feature in (schema[name] for name in exported.filters):
         asked = Array(_COLUMN_TYPES[feature.dtype])
         columns.append(ColSpec(asked, filter_input(feature.name), required=False))
-    numbers = ("scores", "propensities") if exported.explores else ("scores",)
+    numbers = ("scores", PROPENSITIES) if exported.explores else ("scores",)
     outputs = [ColSpec(Array(DataType.string), "ids")]
     outputs += [ColSpec(Array(DataType.double), name) for name in numbers]
     return ModelSignature(

@@ -28,6 +28,7 @@ SETTINGS = [
     "ranking.hidden=[16]",
     "ranking.loss=listwise",
     "train.epochs=3",
+    "export.exploration={kind: epsilon_greedy, epsilon: 0.2, slots: 1, pool: 10}",
     "train.refit=true",
     "evaluation.baselines=[popularity]",
     "registry.model=two_stages",

@@ -132,7 +132,8 @@ class Checkpoints(tf.keras.callbacks.Callback):
     def restore_best(self, model: tf.keras.Model) -> FitState:
         """Load the weights of the best epoch, also into a model that is not trained."""
         best = self._directory / _epoch_folder(self.state.best_epoch)
-        tf.train.Checkpoint(model=model).read(str(best / "weights")).expect_partial()
+        status = tf.train.Checkpoint(model=model).read(str(best / "weights"))
+        status.assert_existing_objects_matched().expect_partial()
         return self.state
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -67,7 +67,11 @@ def _read(path: Path) -> pa.Table:
     if not path.exists():
         raise ArtifactError(f"{path} does not exist: expected a CSV file, or Parquet")
     try:
-        return pv.read_csv(path) if path.suffix == ".csv" else pq.read_table(path)
+        if path.suffix != ".csv":
+            return pq.read_table(path)
+        # Not as numbers: 0012 is no 12.
+        ids = dict.fromkeys(("context", "item", "user"), pa.string())
+        return pv.read_csv(path, convert_options=pv.ConvertOptions(column_types=ids))
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path} cannot be read as CSV (*.csv) or Parquet: {error}") from error
 
@@ -163,7 +167,7 @@ def _key(table: pa.Table) -> Any:
 
 
 def _texts(column: pa.ChunkedArray) -> Any:
-    """Ids as text, whatever type a CSV file was read with."""
+    """Ids as text, whatever type a Parquet file has."""
     return column.cast(pa.string()).combine_chunks()
 
 

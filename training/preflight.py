@@ -62,6 +62,11 @@ def check_cluster(spark: SparkSession, cluster: Cluster, folder: Path) -> int:
             f"spark.task.resource.gpu.amount={gpus:g} makes workers share a GPU, which NCCL "
             "refuses and which gains nothing: set it to 1 or more"
         )
+    if cluster.kind == "spark_parameter_server" and gpus and gpus > 1:
+        raise ClusterError(
+            f"spark.task.resource.gpu.amount={gpus:g}: with parameter servers each GPU of a worker "
+            "would learn the same batches; set it to 1 and raise cluster.workers"
+        )
     workers = _workers_with_slots(spark, cluster)
     _check_executors(spark, len(cluster.jobs(workers)), folder)
     return workers

@@ -106,10 +106,11 @@ def read_item_counts(
     }
     rows = corpus.rows()
     shown, clicked = np.zeros((2, len(corpus)), np.int64), np.zeros((2, len(corpus)), np.int64)
-    for records in tf.data.TFRecordDataset(data.files(counts)).batch(_READ_BATCH):
-        parsed = parse_examples(records, spec)
-        item = rows.lookup(parsed["item"]).numpy()
-        known = item >= 0
-        shown[:, item[known]] = parsed["shown"].numpy()[known].T
-        clicked[:, item[known]] = parsed["clicked"].numpy()[known].T
+    with named_corruption(data, counts):
+        for records in tf.data.TFRecordDataset(data.files(counts)).batch(_READ_BATCH):
+            parsed = parse_examples(records, spec)
+            item = rows.lookup(parsed["item"]).numpy()
+            known = item >= 0
+            shown[:, item[known]] = parsed["shown"].numpy()[known].T
+            clicked[:, item[known]] = parsed["clicked"].numpy()[known].T
     return shown, clicked

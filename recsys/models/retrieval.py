@@ -32,11 +32,14 @@ class _Rows:
         features: encoded candidate features by name, `[num_items, ...]`.
         of_vocabulary: corpus row of each value of the item id's vocabulary, int32.
         label_share: `[num_warm]`.
+        label_ends: their running sum, float64: the tail of a large catalogue would be lost in a
+            single one.
     """
 
     features: Mapping[str, tf.Tensor | tf.Variable]
     of_vocabulary: tf.Tensor | tf.Variable
     label_share: tf.Tensor | tf.Variable
+    label_ends: tf.Tensor | tf.Variable
 
     @classmethod
     def of(cls, features: Mapping[str, tf.Tensor], *others: tf.Tensor) -> _Rows:
@@ -105,9 +108,8 @@ class TwoTower(tfrs.Model):
         # No share is zero: labels of the latest events, learned in the end, may be new ones.
         labels = np.maximum(corpus.labels[: self._num_warm], 0.5)
         label_share = tf.constant(labels / labels.sum(), tf.float32)
-        self._corpus = _Rows.of(encoded, vocabulary_rows, label_share)
-        # In double precision: the tail of a large catalogue would be lost in a single one.
-        self._label_ends = tf.constant(np.cumsum(labels / labels.sum()), tf.float64)
+        label_ends = tf.constant(np.cumsum(labels / labels.sum()), tf.float64)
+        self._corpus = _Rows.of(encoded, vocabulary_rows, label_share, label_ends)
         self._full = self._num_warm <= config.loss.full_softmax_up_to
         self._task = Softmax(
             config.loss.temperature,
@@ -287,7 +289,7 @@ class TwoTower(tfrs.Model):
         """Draw corpus rows by how often they are labels, `[num_popular_negatives]`."""
         shape = [self._config.loss.num_popular_negatives]
         places = tf.random.stateless_uniform(shape, self._now() ^ _POPULAR_SALT, dtype=tf.float64)
-        rows = tf.searchsorted(self._label_ends, places, side="right")
+        rows = tf.searchsorted(self._corpus.label_ends, places, side="right")
         return tf.minimum(rows, self._num_warm - 1)
 
     def _now(self) -> tf.Tensor:

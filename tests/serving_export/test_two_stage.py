@@ -269,7 +269,7 @@ def test_what_was_ranked_is_made_diverse(made, tiny):
 
 
 def test_the_last_places_explore_what_was_ranked(made, tiny):
-    settings = EpsilonGreedy(kind="epsilon_greedy", epsilon=0.4, slots=2, pool=10)
+    settings = EpsilonGreedy(kind="epsilon_greedy", epsilon=0.4, slots=2, pool=10, seed=1)
     served = TwoStageRecommender(
         Stages(made.towers, made.second), ExactIndex(made.embeddings), made.corpus, made.data,
         made.embeddings, Policy(end=Options(None, settings)),

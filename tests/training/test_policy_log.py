@@ -108,3 +108,13 @@ def test_the_command_shows_the_estimators(tmp_path):
     assert [line.split()[0] for line in lines[:4]] == ["estimator", "logged", "ips", "snips"]
     assert lines[2].split()[1] == f"{(1.5 + 2) / 4:.4f}"
     assert lines[-1].startswith("4 choices tell as much as 2 alike; mean weight 0.625 (")
+
+
+def test_ids_of_a_csv_file_are_text(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("context,item,propensity,reward\n01,0012,0.5,1\n01,1e5,0.5,0\n")
+    _, target = write(
+        tmp_path,
+        target={"context": ["01", "01"], "item": ["0012", "1e5"], "probability": [0.9, 0.1]},
+    )
+    assert read_choices(log, target).target.tolist() == [0.9, 0.1]

@@ -95,6 +95,10 @@ def test_shared_gpus_are_refused(two_workers, spark, tmp_path, monkeypatch):
     monkeypatch.setattr(spark.sparkContext, "_conf", conf)
     with pytest.raises(ClusterError, match=r"gpu\.amount=0\.5 makes workers share a GPU"):
         check_cluster(spark, two_workers, tmp_path)
+    conf.set("spark.task.resource.gpu.amount", "2")
+    servers = two_workers.model_copy(update={"kind": "spark_parameter_server"})
+    with pytest.raises(ClusterError, match=r"gpu\.amount=2: .* would learn the same batches"):
+        check_cluster(spark, servers, tmp_path)
 
 
 def test_lost_executors_are_told_from_broken_ones():

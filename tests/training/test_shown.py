@@ -49,9 +49,12 @@ def test_counts_are_those_of_candidates(data):
 
 
 def test_a_corrupt_shard_is_named(data):
-    (file,) = data.files(data.impressions.validation)
-    whole = tf.io.gfile.GFile(file, "rb").read()
-    with tf.io.gfile.GFile(file, "wb") as stream:
-        stream.write(whole[:-3])
+    counts = data.corpus.model_copy(update={"path": data.impressions.counts})
+    for file in (*data.files(data.impressions.validation), *data.files(counts)):
+        whole = tf.io.gfile.GFile(file, "rb").read()
+        with tf.io.gfile.GFile(file, "wb") as stream:
+            stream.write(whole[:-3])
     with pytest.raises(ArtifactError, match=r"impressions/validation/part-00000.tfrecord is corru"):
         read_shown(data, data.impressions.validation, read_corpus(data), 3)
+    with pytest.raises(ArtifactError, match=r"part-00000\S* is corrupt"):
+        read_item_counts(data, read_corpus(data))

@@ -135,10 +135,10 @@ def write_requests(
     ]
     shards = _sharded(own, config, "user", "request").select(*fields)
     path = f"impressions/{count.window}"
-    num_files = _write_records(shards, directory / path, count.num_examples)
+    by_file = _write_records(shards, directory / path, count.num_examples)
     num_labels = own.agg(F.sum(F.size(clicked))).first()[0]
     logger.info("%s: %d lists, %d clicks", path, count.num_examples, num_labels)
-    return Queries(path=path, num_files=num_files, num_labels=num_labels, **_told(count, config))
+    return Queries(path=path, num_files=len(by_file), num_labels=num_labels, **_told(count, config))
 
 
 def write_item_counts(counts: DataFrame, directory: Path) -> str:
