@@ -168,17 +168,22 @@ def recommend(reference: str, queries: pd.DataFrame, k: int) -> pd.DataFrame:
         queries: query features by name, and maybe `exclusions`; absent columns are unknown.
         k: number of items.
     """
-    uri, store = resolve(reference).uri, mlflow.get_registry_uri()
+    uri = resolve(reference).uri
     outputs = mlflow.models.get_model_info(uri).signature.outputs
     if PROPENSITIES not in outputs.input_names():
-        return _answered(store, uri, queries, k)
+        return _answered(uri, queries, k)
     # A training may have made this process deterministic, in which TensorFlow draws nothing.
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        return fresh.submit(_answered, store, uri, queries, k).result()
+    stores = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    with ProcessPoolExecutor(1, get_context("spawn"), _connect_both, stores) as fresh:
+        return fresh.submit(_answered, uri, queries, k).result()
 
 
-def _answered(store: str, uri: str, queries: pd.DataFrame, k: int) -> pd.DataFrame:
-    connect(store)
+def _connect_both(tracking_uri: str, registry_uri: str) -> None:
+    connect(tracking_uri)
+    mlflow.set_registry_uri(registry_uri)
+
+
+def _answered(uri: str, queries: pd.DataFrame, k: int) -> pd.DataFrame:
     model = mlflow.pyfunc.load_model(uri).unwrap_python_model()
     answers: pd.DataFrame = model.predict(None, queries, {"k": k})
     return answers
