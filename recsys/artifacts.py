@@ -171,6 +171,7 @@ class PreparedData(Manifest):
         False, description="whether validation and test tell what users did next, by event type"
     )
     impressions: Impressions | None = Field(None, description="where the log has what was shown")
+    judged: dict[str, dict[str, int]] = Field({}, description="events by split and type, see joint")
 
     def files(self, examples: Examples | Corpus) -> list[str]:
         """Shards of a split or of the corpus, in order."""

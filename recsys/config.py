@@ -204,6 +204,7 @@ class RunConfig(Section):
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
+        self._check_joint()
         self._check_ranking()
         self.monitoring.check_names(schema)
         self._check_filters()
@@ -225,6 +226,29 @@ class RunConfig(Section):
                 )
         if len(set(self.export.filters)) < len(self.export.filters):
             raise ValueError(f"export.filters names one twice: {list(self.export.filters)}")
+
+    def _check_joint(self) -> None:
+        """What the second task of the towers is asked for must differ from event to event."""
+        joint, types = self.model.joint, list(self.data.event_types)
+        if joint is None:
+            if self.train.monitor == "auc":
+                raise ValueError("train.monitor=auc is that of a ranking head: add `model.joint`")
+            return
+        strangers = sorted(set(joint.positive) - set(types))
+        if strangers:
+            raise ValueError(
+                f"model.joint.positive: {strangers[0]!r} is none of data.event_types, which are "
+                f"{types}"
+            )
+        if set(joint.positive) == set(types):
+            raise ValueError(
+                "model.joint.positive names all of data.event_types: an event of another type is "
+                "what it is told from, maybe one with `label: false`"
+            )
+        if not joint.retrieval_weight and self.train.monitor != "auc":
+            raise ValueError(
+                "model.joint.retrieval_weight=0 learns no retrieval: set train.monitor=auc"
+            )
 
     def _check_ranking(self) -> None:
         """An answer of two stages has no more items than are ranked."""

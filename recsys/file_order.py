@@ -65,9 +65,9 @@ class FileOrder:
             lambda part, rows: self._cut(part, rows, [seed, epoch * _MOST_PARTS + part])
         )
 
-    def labels(self, batch: dict[str, tf.RaggedTensor]) -> tf.RaggedTensor:
-        """Labels of all sequences of a batch."""
-        return batch["label"]
+    def column(self, name: str, batch: dict[str, tf.RaggedTensor]) -> tf.RaggedTensor:
+        """A column of all sequences of a batch."""
+        return batch[name]
 
     def rows(self, batch: dict[str, tf.RaggedTensor], places: tf.Tensor) -> dict[str, Any]:
         """Columns of the sequences at these places of a batch."""

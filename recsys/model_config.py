@@ -72,6 +72,24 @@ class HistoryEncoder(Section):
     )
 
 
+class Joint(Section):
+    """Retrieval and ranking jointly: the towers also learn of which type an event is."""
+
+    positive: tuple[str, ...] = Field(
+        min_length=1, description="event types that are 1; the others of data.event_types are 0"
+    )
+    weight: float = Field(0.1, ge=0, description="of the ranking loss")
+    retrieval_weight: float = Field(1.0, ge=0, description="of the retrieval loss")
+    hidden: tuple[int, ...] = Field((64,), description="layers of the ranking head")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the ranking head")
+
+    @model_validator(mode="after")
+    def _learns(self) -> Joint:
+        if not self.weight and not self.retrieval_weight:
+            raise ValueError("weight and retrieval_weight are both 0: nothing would be learned")
+        return self
+
+
 class TwoTowerConfig(Section):
     """Two towers that meet in a dot product."""
 
@@ -91,6 +109,7 @@ class TwoTowerConfig(Section):
         False, description="encoder and hidden layers train in bfloat16; what is saved is float32"
     )
     loss: Loss = Loss()
+    joint: Joint | None = Field(None, description="without it the towers learn retrieval alone")
 
     @model_validator(mode="after")
     def _divisible(self) -> TwoTowerConfig:
@@ -119,7 +138,11 @@ class Train(Section):
     cache_mib: int = Field(
         256, ge=0, description="training files of so many MiB in all are parsed once, into memory"
     )
-    monitor: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
+    monitor: str = Field(
+        "ndcg@20",
+        pattern=r"^((recall|ndcg|mrr|hit_rate)@[1-9][0-9]*|auc)$",
+        description="on the validation window; auc is that of model.joint",
+    )
     patience: int = Field(3, ge=1, description="epochs without a better `monitor` before stopping")
     checkpoint_steps: int | None = Field(
         None, ge=1, description="steps between checkpoints within an epoch; none if empty"

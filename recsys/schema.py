@@ -19,7 +19,7 @@ RESERVED = frozenset(
     {"label", "weight", "user", "time", "exclusions", "item", "name", "count", "labels", "k"}
     | {"known", "sequence", "row", "candidates", "retrieval_scores", "label_place"}
     | {"outcome_items", "outcome_events", "task_labels", "shown_items", "shown_positions"}
-    | {"positions"}
+    | {"positions", "judged"}
 )
 
 

@@ -72,9 +72,9 @@ class SequenceTable:
             )
         )
 
-    def labels(self, batch: tf.Tensor) -> tf.RaggedTensor:
-        """Labels of all sequences of a batch."""
-        return tf.gather(self.columns["label"], batch)
+    def column(self, name: str, batch: tf.Tensor) -> tf.RaggedTensor:
+        """A column of all sequences of a batch."""
+        return tf.gather(self.columns[name], batch)
 
     def rows(self, batch: tf.Tensor, places: tf.Tensor) -> dict[str, tf.RaggedTensor]:
         """Columns of the sequences at these places of a batch."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 from recsys.artifacts import PreparedData, Sequences
 from recsys.dataset import sequence_spec
 from recsys.file_order import FileOrder
+from recsys.judged import ITEM, PREFIX, flat_judged, judged_spec
 from recsys.schema import Schema
 from recsys.sequence_table import SequenceTable
 from recsys.shards import WHOLE, Shards, Share
@@ -61,8 +62,11 @@ def training_batches(
     - `sequence` and `known`, int32 `[M]`: the label's row of the batch, and how many events of its
       history are before the label;
     - `label` (item id), `weight` and the other query features by name, `[M]`;
+    - `judged`, where the data have judged events: what `flat_judged` gives of them, and `total`,
+      how many the global batch has;
     - `pool`, the labels of the whole global batch, and `place`, int32 `[M]`: which are the own.
-      Neither where processes read different files, as none knows the labels of the others.
+      Neither where processes read different files, as none knows the labels of the others; nor
+      `total`.
 
     Args:
         data: what `prepare` made.
@@ -77,7 +81,7 @@ def training_batches(
     """
     shards = Shards.of(data, splits)
     reading = shards.reading(share.processes, cache_mib)
-    spec = sequence_spec(data)
+    spec = sequence_spec(data) | judged_spec(data)
     lists = [f.name for f in data.features.histories()]
     by = lists[0] if lists else "label"
     source: SequenceTable | FileOrder
@@ -96,13 +100,17 @@ def training_batches(
         numbers = tf.data.Dataset.range(share.replicas.start, share.replicas.stop)
         return numbers.map(lambda number: (number, batch))
 
-    def own_labels(number: tf.Tensor, batch: Any) -> dict[str, tf.Tensor]:
-        labels = source.labels(batch)
+    def own_labels(number: tf.Tensor, batch: Any) -> dict[str, Any]:
+        labels = source.column("label", batch)
         # Every so many-th, so that replicas get sequences that are about equally long.
         places = tf.range(number, labels.nrows(), share.total)
-        flat = _flat_labels(source.rows(batch, places), data.features)
+        rows = source.rows(batch, places)
+        judged = flat_judged(rows, data.features)
+        flat = _flat_labels(rows, data.features) | ({"judged": judged} if judged else {})
         if reading == "own files":
             return flat
+        if judged:
+            judged["total"] = tf.size(source.column(ITEM, batch).values)
         place = labels.with_values(tf.range(tf.size(labels.values)))
         return flat | {"pool": labels.values, "place": tf.gather(place, places).values}
 
@@ -117,7 +125,8 @@ def training_batches(
 
 def _flat_labels(rows: dict[str, Any], schema: Schema) -> dict[str, tf.Tensor]:
     sequence = tf.cast(rows["label"].value_rowids(), tf.int32)
-    flat = {name: values.values for name, values in rows.items() if name != "user"}
+    others = [name for name in rows if name != "user" and not name.startswith(PREFIX)]
+    flat = {name: rows[name].values for name in others}
     for feature in schema.query:
         if feature.is_list:
             flat[feature.name] = _at_least_one_column(rows[feature.name].to_tensor(""))

@@ -30,6 +30,7 @@ from recsys.models.embed import embed, in_batches, load_towers
 from recsys.summary import index_table
 from serving_export.index import ExactIndex, ScannIndex
 from serving_export.index_tuning import build
+from serving_export.joint import JointRetriever
 from serving_export.list_end import Options
 from serving_export.restrictions import restrictions
 from serving_export.retriever import Policy, Retriever
@@ -54,7 +55,8 @@ def export(
 
     `exact` needs stock TensorFlow ops only; `scann` needs `scann.scann_ops.py.scann_ops` imported
     before it is loaded. Signatures: `serving_export.retriever.Retriever`, with a ranker those of
-    `serving_export.two_stage.TwoStageRecommender`. Each variant carries
+    `serving_export.two_stage.TwoStageRecommender`, whose `rank` takes the place of that of a
+    joint training (`serving_export.joint.JointRetriever`). Each variant carries
     `assets.extra/contract.json`: schema and its fingerprint, signature, filters, diversity,
     exploration, index, measured recall.
     Beside them `index.txt` and `index.png` show what the index was chosen from.
@@ -95,9 +97,11 @@ def export(
             logger.info("writing %s", name)
             if second is None:
                 restricted = policy.restrictions is not None
-                needed = "repeat" in embedded or restricted or any(policy.end)
+                joint = "log_odds" in towers.signatures
+                needed = "repeat" in embedded or restricted or any(policy.end) or joint
                 kept = embeddings if needed else None
-                served = Retriever(towers, indexes[name], corpus, data, kept, policy)
+                kind = JointRetriever if joint else Retriever
+                served = kind(towers, indexes[name], corpus, data, kept, policy)
             else:
                 stages = Stages(towers, second)
                 served = TwoStageRecommender(

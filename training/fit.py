@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from recsys.dataset import (
     read_interactions,
 )
 from recsys.features import FeatureEncoder
+from recsys.judged import outcomes
 from recsys.metrics import per_query
-from recsys.model_config import Train, TwoTowerConfig
+from recsys.model_config import TwoTowerConfig
+from recsys.models.joint import JointTwoTower
 from recsys.models.retrieval import TwoTower
 from recsys.models.transfer import take_over
 from recsys.ranks import DotProduct, rank_queries
@@ -41,6 +44,8 @@ from training.callbacks import (
     newest_checkpoint,
 )
 from training.chief import coordinator, is_chief, wait_for_chief, without_strategy
+from training.judged import judged_auc, require_judged
+from training.optimizer import optimizer
 from training.parameter_server import batches
 from training.progress import advance
 
@@ -147,6 +152,8 @@ class _Inputs:
         self.corpus = read_corpus(data)
         self._rows = self.corpus.rows()
         self._validation = read_interactions(data, data.validation, self.corpus)
+        if config.model.joint is not None:
+            require_judged(data, config.model.joint)
         start = config.train.warm_start
         self.start = StartingModel.load(Path(start)) if start else None
 
@@ -165,11 +172,13 @@ class _Inputs:
             self.data, splits, train.global_batch_size, order, share, train.cache_mib
         )
         num_warm = max(1, int(np.count_nonzero(self.corpus.count)))
+        joint = self.config.model.joint
         half_life = self.config.model.loss.recency_half_life_days
         moments = [split.last_at for split in splits if split.last_at is not None]
         last = max(moments).timestamp() if half_life else 0.0
 
-        def encode(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def encode(batch: dict[str, Any]) -> dict[str, Any]:
+            judged = batch.pop("judged", None)
             row = self._rows.lookup(batch.pop("label"))
             # Among the validation labels are items that training never saw: they have no vector
             # of their own to be learned, and are no candidates of the loss.
@@ -182,7 +191,11 @@ class _Inputs:
             if half_life:
                 age = (last - tf.cast(time, tf.float64) / 1e6) / _SECONDS_PER_DAY
                 batch["weight"] *= tf.cast(2 ** (-age / half_life), tf.float32)
-            return self.encoder(batch) | {"row": row}
+            encoded = self.encoder(batch) | {"row": row}
+            if joint is None:
+                return encoded
+            told = outcomes(judged, self._rows, num_warm, joint.positive)
+            return encoded | {"judged": self.encoder(told)}
 
         encoded = raw.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
         return encoded.prefetch(tf.data.AUTOTUNE)
@@ -220,7 +233,7 @@ class _Inputs:
         return self._with_variables(self.config.model.model_copy(update={"mixed_precision": False}))
 
     def _with_variables(self, config: TwoTowerConfig) -> TwoTower:
-        model = TwoTower(
+        model = (TwoTower if config.joint is None else JointTwoTower)(
             config,
             self.config.schema_,
             self.encoder,
@@ -261,8 +274,17 @@ class _Inputs:
             k=1,
             seed=self.config.seed,
         )
-        k = int(self.config.train.monitor.split("@")[1])
-        return {name: float(values.mean()) for name, values in per_query(ranking.rank, [k]).items()}
+        of_retrieval = [self.config.train.monitor, self.config.registry.gate.metric]
+        k = next(int(name.split("@")[1]) for name in of_retrieval if "@" in name)
+        found = {n: float(values.mean()) for n, values in per_query(ranking.rank, [k]).items()}
+        if isinstance(model, JointTwoTower):
+            found["auc"] = judged_auc(model, self._judged)
+        return found
+
+    @cached_property
+    def _judged(self) -> list[dict[str, Any]]:
+        """The validation window as encoded batches with judged events."""
+        return list(self.training([self.data.recent], range(1)))
 
 
 def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
@@ -328,29 +350,6 @@ def _share(context: tf.distribute.InputContext) -> Share:
     own = context.num_replicas_in_sync // context.num_input_pipelines
     first = own * context.input_pipeline_id
     return Share(range(first, first + own), context.num_replicas_in_sync)
-
-
-def optimizer(train: Train, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
-    """Make the optimizer with its schedule; a schedule ends with the last of `train.epochs`."""
-    rate: float | tf.keras.optimizers.schedules.LearningRateSchedule = train.learning_rate
-    if train.schedule == "cosine" or train.warmup_steps:
-        last = 0.0 if train.schedule == "cosine" else 1.0
-        rate = tf.keras.optimizers.schedules.CosineDecay(
-            0.0 if train.warmup_steps else train.learning_rate,
-            decay_steps=max(1, train.epochs * steps_per_epoch - train.warmup_steps),
-            alpha=last,
-            warmup_target=train.learning_rate if train.warmup_steps else None,
-            warmup_steps=train.warmup_steps,
-        )
-    # On a GPU Keras compiles updates by XLA, which fails at sparse ones of deterministic training.
-    settings: dict[str, Any] = {
-        "learning_rate": rate,
-        "global_clipnorm": train.clip_norm,
-        "jit_compile": False,
-    }
-    if train.optimizer == "adagrad":
-        return tf.keras.optimizers.Adagrad(**settings)
-    return tf.keras.optimizers.Adam(weight_decay=train.weight_decay or None, **settings)
 
 
 def _check_schema(config: RunConfig, data: PreparedData) -> None:

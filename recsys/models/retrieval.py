@@ -158,7 +158,11 @@ class TwoTower(tfrs.Model):
                 lack these two ask each other.
             training: whether to drop units.
         """
-        queries = self.query_tower(inputs, training=training)
+        return self._retrieval_loss(self.query_tower(inputs, training=training), inputs, training)
+
+    def _retrieval_loss(
+        self, queries: Mapping[str, tf.Tensor], inputs: Mapping[str, tf.Tensor], training: bool
+    ) -> tf.Tensor:
         if "pool" not in inputs:
             inputs = {**inputs, **_pool(inputs["row"], self.step.device)}
         rows, labels, sampling = self._candidates(inputs)
@@ -166,7 +170,7 @@ class TwoTower(tfrs.Model):
         if self._exclude_seen or "repeat" in queries:
             seen = Seen(self._seen(inputs, rows), queries.get("repeat"))
         # Losses of replicas add up to the mean over the labels of all.
-        share = tf.size(inputs["row"]) / tf.size(inputs["pool"])
+        share = tf.size(inputs["row"]) / tf.maximum(tf.size(inputs["pool"]), 1)
         return tf.cast(share, tf.float32) * self._task(
             queries["embedding"],
             self._embed_rows(rows, training),
@@ -319,6 +323,15 @@ def _pool(rows: tf.Tensor, device: str) -> dict[str, tf.Tensor]:
         pool = context.all_gather(tf.identity(rows), axis=0)
     before = tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
     return {"pool": pool, "place": before + tf.range(tf.size(rows))}
+
+
+def size_of_all(values: tf.Tensor, device: str) -> tf.Tensor:
+    """Ask the replicas how many values they have together."""
+    context = tf.distribute.get_replica_context()
+    # What TensorFlow has yet to place cannot be gathered.
+    with tf.device(device):
+        sizes = context.all_gather(tf.identity(tf.size(values)[tf.newaxis]), axis=0)
+    return tf.reduce_sum(sizes)
 
 
 def _labels_of_sequence(labels: tf.Tensor, sequence: tf.Tensor) -> tf.Tensor:

@@ -203,25 +203,45 @@ class CandidateTower(tf.keras.layers.Layer):
 
 
 class Towers(tf.Module):
-    """Both towers on raw features: what `fit` saves, and all that evaluation and export need."""
+    """Both towers on raw features: what `fit` saves, and all that evaluation and export need.
+
+    Args:
+        schema: of the run.
+        encoder: of raw features.
+        query: embeds who asks.
+        candidate: embeds what is recommended.
+        head: of a joint training, from both embeddings to log odds.
+    """
 
     def __init__(
-        self, schema: Schema, encoder: FeatureEncoder, query: QueryTower, candidate: CandidateTower
+        self,
+        schema: Schema,
+        encoder: FeatureEncoder,
+        query: QueryTower,
+        candidate: CandidateTower,
+        head: tf.keras.layers.Layer | None = None,
     ) -> None:
         super().__init__()
+        self._head = head
         self._schema = schema
         self._encoder = encoder
         self._query = query
         self._candidate = candidate
 
     def save(self, directory: Path) -> None:
-        """Write a SavedModel with the signatures `embed_query` and `embed_candidate`."""
+        """Write a SavedModel with the signatures `embed_query` and `embed_candidate`.
+
+        With a head also `log_odds`: `queries` `[batch, dim]` and `candidates` `[batch, any, dim]`,
+        embeddings, to `log_odds` `[batch, any]`.
+        """
         signatures = {
             "embed_query": self._signature(self._query, raw_signature(self._schema.query)),
             "embed_candidate": self._signature(
                 self._candidate, raw_signature(self._schema.candidate)
             ),
         }
+        if self._head is not None:
+            signatures["log_odds"] = _log_odds(self._head)
         tf.saved_model.save(self, str(directory), signatures)
 
     def _signature(
@@ -232,3 +252,14 @@ class Towers(tf.Module):
             return outputs if isinstance(outputs, dict) else {"embedding": outputs}
 
         return tf.function(embed).get_concrete_function(**inputs)
+
+
+def _log_odds(head: tf.keras.layers.Layer) -> tf.types.experimental.ConcreteFunction:
+    def log_odds(queries: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:
+        wide = tf.broadcast_to(queries[:, tf.newaxis], tf.shape(candidates))
+        return {"log_odds": head(wide, candidates)}
+
+    return tf.function(log_odds).get_concrete_function(
+        queries=tf.TensorSpec([None, head.dim], tf.float32, "queries"),
+        candidates=tf.TensorSpec([None, None, head.dim], tf.float32, "candidates"),
+    )

@@ -1,7 +1,21 @@
 import pytest
 from pydantic import ValidationError
 
+from recsys.config import ConfigError, load_config
 from recsys.model_config import Loss, Train, TwoTowerConfig
+
+SHOP = """
+name: shop
+data:
+  events: {path: clicks.csv, format: csv, columns: {user: u, item: i, time: t, event: e}}
+  event_types: {like: {}, dislike: {label: false}}
+  split: {kind: time, validation_days: 1, test_days: 1}
+features:
+  - {name: history, side: query, kind: history, of: item_id}
+  - {name: item_id, side: candidate, kind: id, column: item}
+registry: {model: shop}
+"""
+JOINT = "model.joint={positive: [like], weight: 0.5}"
 
 
 def test_heads_divide_the_dimension_where_there_are_heads():
@@ -27,3 +41,22 @@ def test_a_softmax_has_negatives():
 def test_a_rate_is_below_one(dropout):
     with pytest.raises(ValidationError, match="dropout"):
         TwoTowerConfig(dropout=dropout)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["model.joint={positive: [liked]}"], r"'liked' is none of data\.event_types, which are"),
+        (["model.joint={positive: [like, dislike]}"], r"names all of data\.event_types"),
+        (["model.joint={positive: []}"], r"model\.joint\.positive"),
+        ([JOINT, "model.joint.weight=0", "model.joint.retrieval_weight=0"], "are both 0"),
+        ([JOINT, "model.joint.retrieval_weight=0"], r"set train\.monitor=auc"),
+        (["train.monitor=auc"], r"add `model\.joint`"),
+    ],
+)
+def test_a_joint_training_needs_events_that_differ(tmp_path, settings, told):
+    file = tmp_path / "shop.yaml"
+    file.write_text(SHOP)
+    assert load_config(file, [JOINT]).model.joint.hidden == (64,)
+    with pytest.raises(ConfigError, match=told):
+        load_config(file, settings)

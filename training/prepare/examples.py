@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from recsys.config import RunConfig
 from recsys.schema import Feature, Schema
 from training.prepare.columns import Home
+from training.prepare.judged import judged_events
 from training.prepare.split import SEES, STAGES
 from training.prepare.values import spark_type
 
@@ -65,7 +66,8 @@ def build_training(
     Columns: `user`; `first`, which piece of the history it is; `moments`, `stages` and
     `h_<feature>`, arrays over the events of the history, oldest first; `labels`, an array of
     structs: `known` (how many events of the history are before the label), `f_<feature>` of the
-    other query features, and the columns that `build_examples` gives a label.
+    other query features, and the columns that `build_examples` gives a label; with `model.joint`
+    also `judged`, the same of judged events, with `event`.
 
     Args:
         sequences: persisted, see `collect_sequences`.
@@ -79,22 +81,26 @@ def build_training(
     others = [f for f in schema.query if f.kind != "history"]
     view = F.get("views", F.lit(SEES[window] - 1))
 
-    def label(event: Column) -> Column:
+    def placed(event: Column, columns: Collection[str]) -> Column:
         known = Known(event, view, event["earlier"])
         piece = F.ceil(F.greatest(event["earlier"] - length, F.lit(0)) / stride).cast("int")
         values = [known.feature(f, schema, homes).alias(f"f_{f.name}") for f in others]
-        own = [event[name].alias(name) for name in _OWN]
+        own = [event[name].alias(name) for name in columns]
         first = (piece * stride).alias("first")
         return F.struct(first, (event["earlier"] - piece * stride).alias("known"), *own, *values)
 
-    every = sequences.select(
-        "user", "past", view.alias("view"), F.transform(_labels([window]), label).alias("every")
+    lists = {"labels": F.transform(_labels([window]), lambda e: placed(e, _OWN))}
+    if config.model.joint is not None:
+        own = (*_OWN, "event")
+        lists["judged"] = F.transform(judged_events(window), lambda e: placed(e, own))
+    every = [column.alias(name) for name, column in lists.items()]
+    pieces = sequences.select("user", "past", view.alias("view"), *every)
+    firsts = F.concat(*(F.col(name)["first"] for name in lists))
+    pieces = pieces.withColumn("first", F.explode(F.array_distinct(firsts)))
+    pieces = pieces.withColumns(
+        {name: F.filter(name, lambda one: one["first"] == F.col("first")) for name in lists}
     )
-    pieces = every.withColumn("first", F.explode(F.array_distinct(F.col("every")["first"])))
-    pieces = pieces.withColumn(
-        "labels", F.filter("every", lambda own: own["first"] == F.col("first"))
-    )
-    return pieces.select("user", "first", *_history(schema), "labels")
+    return pieces.select("user", "first", *_history(schema, list(lists)), *lists)
 
 
 def _labels(windows: Collection[str]) -> Column:
@@ -104,9 +110,10 @@ def _labels(windows: Collection[str]) -> Column:
     )
 
 
-def _history(schema: Schema) -> list[Column]:
-    """Return arrays over the events that some label of the piece knows."""
-    stop = F.col("first") + F.array_max(F.col("labels")["known"])
+def _history(schema: Schema, lists: Collection[str]) -> list[Column]:
+    """Return arrays over the events that some event of these lists of the piece knows."""
+    known = F.concat(*(F.col(name)["known"] for name in lists))
+    stop = F.col("first") + F.array_max(known)
     indices = F.when(stop > F.col("first"), F.sequence(F.col("first"), stop - 1))
 
     def listed(value: Callable[[Column], Column]) -> Column:

@@ -30,6 +30,7 @@ from training.prepare.impressions import (
     shown_rows,
     write_impressions,
 )
+from training.prepare.judged import add_judged, count_judged
 from training.prepare.outcomes import add_outcomes, check_outcomes
 from training.prepare.sequences import add_labels, collect_sequences, flat_events, order_events
 from training.prepare.sources import Tables, attach_features, read_tables
@@ -115,6 +116,7 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
             exclude_seen=data.exclude_seen,
             outcomes=config.needs_outcomes,
             impressions=impressions,
+            judged=count_judged({"train": training, "recent": recent}, config.model.joint),
         )
 
 
@@ -141,7 +143,10 @@ def build_sequences(
     levels = add_levels(mark_rare(windowed, data))
     if config.needs_outcomes:
         levels = add_outcomes(levels)
-    return collect_sequences(add_labels(levels, data), data)
+    labelled = add_labels(levels, data)
+    if config.model.joint is not None:
+        labelled = add_judged(labelled, data)
+    return collect_sequences(labelled, data)
 
 
 def _count_set_aside(events: DataFrame, config: RunConfig) -> dict[str, int]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -193,8 +194,11 @@ def _check_order_of_users(events: DataFrame) -> None:
 
 
 def _evidence(training: DataFrame) -> DataFrame:
-    """Return a row per training label with what `build_examples` gives as evidence."""
-    rows = training.select("moments", "stages", F.inline("labels"))
+    """Return a row per label or judged event with what `build_examples` gives as evidence."""
+    lists = [name for name in ("labels", "judged") if name in training.columns]
+    columns = ("moments", "stages", "known", "at", "order", "window")
+    parts = [training.select("moments", "stages", F.inline(one)).select(*columns) for one in lists]
+    rows = reduce(DataFrame.unionByName, parts)
     known = F.col("known")
     return rows.withColumns(
         {

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from recsys.artifacts import Corpus, Examples, Queries, Sequences
 from recsys.config import RunConfig
+from recsys.judged import PREFIX
 from recsys.schema import Feature, Schema, missing_value
 from training.prepare.errors import PrepareError
 from training.prepare.outcomes import listed_outcomes
@@ -160,7 +161,8 @@ def write_sequences(
     """Write training sequences, a record each; order and shards as `write_examples` makes them.
 
     A record holds the user, the histories, and lists over the labels: `label`, `known` (how many
-    events of the histories are before it), `time`, `weight` and the other query features.
+    events of the histories are before it), `time`, `weight` and the other query features; with
+    `model.joint` also the lists of `recsys.judged` over the judged events.
 
     Args:
         training: see `build_training`.
@@ -172,11 +174,16 @@ def write_sequences(
         PrepareError: another number of records is read back than was to be written.
     """
     # No two sequences of a user begin with the same label, whichever session they are of.
-    training = training.withColumn("position", F.get("labels", F.lit(0))["position"])
     names = {"label": "item", "known": "known", "weight": "weight"}
     lists = [F.col("labels")[column].alias(name) for name, column in names.items()]
     lists.append(F.transform("labels", lambda label: _moment(label, config)).alias("time"))
     lists += [_listed(feature).alias(feature.name) for feature in config.schema_.query]
+    first = F.get("labels", F.lit(0))["position"]
+    if config.model.joint is not None:
+        # There may be no label among them.
+        first = F.coalesce(first, F.get("judged", F.lit(0))["position"])
+        lists += _judged(config.schema_)
+    training = training.withColumn("position", first)
     shards = _sharded(training, config, "user", "position")
     found = training.agg(F.count(F.lit(1)), F.sum(F.size("labels"))).first()
     if found[1] != count.num_examples:
@@ -199,13 +206,18 @@ def _moment(event: Column, config: RunConfig) -> Column:
     return F.coalesce(F.get(event["order"], F.lit(0)).cast("bigint"), F.lit(-1))
 
 
-def _listed(feature: Feature) -> Column:
+def _judged(schema: Schema) -> list[Column]:
+    """Return the lists over the judged events, see `recsys.judged`."""
+    own = {name: F.col("judged")[name] for name in ("item", "known", "event", "weight")}
+    own |= {f.name: _listed(f, "judged") for f in schema.query if f.kind != "history"}
+    return [values.alias(f"{PREFIX}{name}") for name, values in own.items()]
+
+
+def _listed(feature: Feature, over: str = "labels") -> Column:
     if feature.kind == "history":
         return F.col(f"h_{feature.name}")
     missing = F.lit(missing_value(feature)).cast(spark_type(feature))
-    values = F.transform(
-        F.col("labels")[f"f_{feature.name}"], lambda value: F.coalesce(value, missing)
-    )
+    values = F.transform(F.col(over)[f"f_{feature.name}"], lambda value: F.coalesce(value, missing))
     # tf.Example knows no lists of lists: the vectors of a record stand one after the other.
     return F.flatten(values) if feature.vector_dim else values
 

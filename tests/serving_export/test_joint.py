@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from recsys.dataset import raw_batches, read_corpus
+from recsys.model_config import Joint
+from recsys.models.dropout import Dropouts
+from recsys.models.embed import embed, in_batches, load_towers
+from recsys.models.joint import RankingHead
+from recsys.models.towers import Towers
+from serving_export.index import ExactIndex
+from serving_export.joint import JointRetriever
+from serving_export.retriever import Retriever
+
+
+@pytest.fixture
+def towers(data, tiny, tmp_path):
+    """Looked-up towers, with a head that was not trained."""
+    model = tiny.write_model(data, tmp_path / "plain")
+    plain = load_towers(model.directory / model.towers)
+    dropouts = Dropouts(0.0, 1, tf.Variable(0, dtype=tf.int64))
+
+    def tower(name):
+        return lambda raw: plain.signatures[name](**raw)
+
+    head = RankingHead(Joint(positive=("like",)), model.embedding_dim, False, dropouts, 1)
+    both = tower("embed_query"), tower("embed_candidate")
+    saved = Towers(data.features, lambda raw: raw, *both, head)
+    saved.plain = plain
+    saved.save(tmp_path / "joint")
+    return load_towers(tmp_path / "joint"), head
+
+
+def test_rank_asks_the_head_and_recommend_does_not(data, towers, tiny, tmp_path):
+    towers, head = towers
+    corpus = read_corpus(data)
+    items = embed(towers, "embed_candidate", in_batches(corpus.features))["embedding"]
+    served = JointRetriever(towers, ExactIndex(items), corpus, data, items)
+    tf.saved_model.save(served, str(tmp_path / "served"), served.signatures())
+    loaded = tf.saved_model.load(str(tmp_path / "served"))
+    raw = next(iter(raw_batches(data, data.test, 3)))
+    rows = np.array([[4, 0, -1], [59, 2, 2], [1, -1, 3]])
+    candidates = np.append(corpus.item, [b"no such id"])[rows]
+    candidates[2, 1] = b""
+    answer = loaded.signatures["rank"](**raw, candidates=tf.constant(candidates, tf.string))
+    queries = embed(towers, "embed_query", [raw])["embedding"]
+    for query, own, found in zip(queries, rows, answer["scores"].numpy(), strict=True):
+        for row, score in zip(own, found, strict=True):
+            expected = -np.inf if row < 0 else float(head(query, items[row]))
+            assert score == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    # Best by the dot product, as without a head.
+    history = [tiny.item(3)]
+    plain = Retriever(towers, ExactIndex(items), corpus, data, items)
+    tf.saved_model.save(plain, str(tmp_path / "plain-served"), plain.signatures())
+    expected = tiny.ask(tf.saved_model.load(str(tmp_path / "plain-served")), [history])
+    found = tiny.ask(loaded, [history])
+    assert found[0] == expected[0]
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
