@@ -105,22 +105,19 @@ def test_without_weight_the_head_leaves_the_towers_as_they_are_without_it(build,
 
 def test_planted_outcomes_are_learned_beside_the_retrieval(build, batches):
     model = build({"weight": 1.0})
-    outcome = np.concatenate([batch["judged"]["outcome"] for batch in batches])
-
-    def found():
-        return auc(outcome, np.concatenate([model.log_odds(batch) for batch in batches]))
-
-    before = found()
-    step = tf.function(model.train_step, reduce_retracing=True)
-    losses = []
-    for _ in range(3):
-        model.reset_metrics()
-        for batch in batches:
-            logs = step(batch)
-        losses.append(float(logs["retrieval_loss"]))
-    assert before < 0.7
-    assert found() > 0.95
-    assert losses[-1] < 0.9 * losses[0]
+    # One shape, so that the step is traced once.
+    batch = batches[0]
+    outcome = batch["judged"]["outcome"].numpy()
+    before = auc(outcome, model.log_odds(batch).numpy())
+    step = tf.function(model.train_step)
+    losses = [float(step(batch)["retrieval_loss"])]
+    for _ in range(25):
+        step(batch)
+    model.reset_metrics()
+    losses.append(float(step(batch)["retrieval_loss"]))
+    assert before < 0.75
+    assert auc(outcome, model.log_odds(batch).numpy()) > 0.98
+    assert losses[1] < 0.8 * losses[0]
 
 
 def test_losses_of_replicas_add_up_to_that_of_one(build, batches):
@@ -161,5 +158,5 @@ def test_the_saved_head_answers_like_the_model(build, batches, tmp_path):
     loaded = tf.saved_model.load(str(tmp_path / "towers"))
     candidates = tf.stack([items, items])
     answer = loaded.signatures["log_odds"](queries=queries, candidates=candidates)["log_odds"]
-    expected = [[float(model.head(q, item)) for item in items] for q in queries]
+    expected = [model.head(tf.stack([query] * 5), items) for query in queries]
     np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-6)

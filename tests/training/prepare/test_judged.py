@@ -30,7 +30,7 @@ def made(stages, click, configured):
     rows = [
         click("a", "x", 1, e="like"),
         click("a", "y", 2, e="dislike"),
-        click("a", "z", 3, e="looked"),
+        click("a", "z", 3, e="dislike"),
         # Seen before: nobody is asked again.
         click("a", "y", 4, e="like"),
         click("a", "v", 5, e="dislike"),
@@ -44,7 +44,7 @@ def made(stages, click, configured):
 
 
 def listed(training):
-    rows = training.orderBy("user").collect()
+    rows = training.orderBy("user", "first").collect()
     return [
         (
             row["user"],
@@ -60,21 +60,22 @@ def test_events_of_the_named_types_are_judged_beside_the_labels(made, configured
     train, recent = listed(made.training), listed(made.recent)
     # A history of three: the last events lie in a second piece of it.
     assert [(u, labels, judged) for u, labels, judged, _ in train] == [
-        ("a", [("x", 0)], [("x", "like", 0), ("y", "dislike", 1)]),
+        ("a", [("x", 0)], [("x", "like", 0), ("y", "dislike", 1), ("z", "dislike", 2)]),
         ("a", [], [("v", "dislike", 3)]),
         ("b", [], [("x", "dislike", 0)]),
     ]
-    assert [history for *_, history in train] == [["x"], ["y", "z", "y"], []]
-    ((user, labels, judged, _),) = recent
-    assert (user, [item for item, _ in labels]) == ("a", ["w"])
-    assert [(item, event) for item, event, _ in judged] == [("w", "like"), ("u", "dislike")]
+    assert [history for *_, history in train] == [["x", "y"], ["y", "z", "y"], []]
+    assert recent == [
+        ("a", [("w", 3)], [("w", "like", 3)], ["z", "y", "v"]),
+        ("a", [], [("u", "dislike", 3)], ["y", "v", "w"]),
+    ]
     register(spark)
     count = WindowCounts("train", 1, 0, 0, 0, 0)
     written = write_sequences(made.training, configured, tmp_path / "train", count)
     assert (written.num_sequences, written.num_examples) == (3, 1)
     _check_records(tmp_path / "train", configured)
     counts = count_judged({"train": made.training, "recent": made.recent}, JOINT)
-    assert counts == {"train": {"dislike": 3, "like": 1}, "recent": {"dislike": 1, "like": 1}}
+    assert counts == {"train": {"dislike": 4, "like": 1}, "recent": {"dislike": 1, "like": 1}}
     with pytest.raises(PrepareError, match=r"train has no judged event that is of .*'looked'"):
         count_judged({"train": made.training}, Joint(positive=("looked",)))
 
@@ -90,7 +91,7 @@ def _check_records(folder, configured):
         map(
             repr,
             [
-                ([b"x", b"y"], [b"like", b"dislike"], [2.0, 1.0]),
+                ([b"x", b"y", b"z"], [b"like", b"dislike", b"dislike"], [2.0, 1.0, 1.0]),
                 ([b"v"], [b"dislike"], [1.0]),
                 ([b"x"], [b"dislike"], [1.0]),
             ],
