@@ -169,6 +169,29 @@ def test_spark_calls_it_as_a_function(spark, registry, world, tiny):
         np.testing.assert_allclose(found[member]["scores"], scores[n], atol=1e-5)
 
 
+def test_the_environment_that_it_declares_installs_and_answers(registry, world, tiny, tmp_path):
+    """MLflow makes a virtual environment of the declared requirements alone, and asks in there."""
+    frame = pd.DataFrame({"history": [[tiny.item(1)], []], "exclusions": [[""], [tiny.item(0)]]})
+    body = {"dataframe_split": frame.to_dict("split", index=False), "params": {"k": 3}}
+    (tmp_path / "asked.json").write_text(json.dumps(body))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", "models:/tiny/1"]
+    command += ["--env-manager", "uv", "-t", "json", "-i", "asked.json", "-o", "answer.json"]
+    # MLflow looks for `uv` on the path, as in an environment that was activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": registry.uri}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "answer.json").read_text())["predictions"]
+    ids, scores = tiny.ask(
+        world.models["exact"], [[tiny.item(1)], []], k=3, exclusions=[[""], [tiny.item(0)]]
+    )
+    assert [row["ids"] for row in rows] == ids
+    np.testing.assert_allclose([row["scores"] for row in rows], scores, atol=1e-5)
+
+
 def test_the_environment_that_it_declares_is_the_one_that_is_tested(registry, tmp_path):
     """Each requirement is a line of constraints.txt, which is resolved and installed as a whole."""
     connect(registry.uri)
