@@ -346,7 +346,7 @@ class ExportedModel(Manifest):
     explores: bool = Field(False, description="whether answers have propensities")
     index: IndexReport
     parity: dict[str, float] = Field(description="share of equal ids, by variant")
-    digest: str = Field(description="hash of the towers and the corpus it was made from")
+    digest: str = Field(description="hash of towers and ranker, and of what else it was made from")
     versions: dict[str, str]
 
 

@@ -82,8 +82,14 @@ class Gate(Section):
     """What a model must show before it becomes the champion."""
 
     metric: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
-    min_lift_over_baselines: float = Field(0.0, description="relative, over each counting baseline")
-    min_lift_over_champion: float = Field(0.0, description="relative, on the same window")
+    min_lift_over_baselines: float = Field(
+        0.0, description="relative, over each counting baseline; its interval must be above 0"
+    )
+    min_lift_over_champion: float = Field(
+        0.0,
+        description="relative, on the same window; its interval must be above 0, or above this if "
+        "negative: -0.01 lets a model pass that surely loses less than 1 %",
+    )
     max_slice_drop: float | None = Field(
         0.1, ge=0, description="relative, below the champion, in any slice; not asked if empty"
     )

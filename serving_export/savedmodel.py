@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -253,16 +254,23 @@ def _versions() -> dict[str, str]:
 def _digest(
     config: RunConfig, data: PreparedData, model: TrainedModel, ranker: TrainedRanker | None
 ) -> str:
-    """Hash of all that an export depends on: towers, ranker, corpus, vocabularies, settings."""
+    """Hash of towers and ranker, then of what else an export depends on.
+
+    That is the corpus, the vocabularies and the settings.
+    """
     folders = [model.directory / model.towers]
     if ranker is not None:
         folders.append(ranker.directory / ranker.ranker)
-    files = [path for f in folders for path in sorted(f.rglob("*")) if path.is_file()]
-    files += [Path(file) for file in data.files(data.corpus)]
-    files += [data.directory / v.path for _, v in sorted(data.vocabularies.items())]
-    digest = hashlib.sha256(config.export.model_dump_json().encode())
-    digest.update(f"{data.fingerprint} {data.exclude_seen}".encode())
+    trained = [path for f in folders for path in sorted(f.rglob("*")) if path.is_file()]
+    others = [Path(file) for file in data.files(data.corpus)]
+    others += [data.directory / v.path for _, v in sorted(data.vocabularies.items())]
+    settings = f"{config.export.model_dump_json()}{data.fingerprint} {data.exclude_seen}"
+    return f"{_hash(trained)}-{_hash(others, settings)}"
+
+
+def _hash(files: Sequence[Path], more: str = "") -> str:
+    digest = hashlib.sha256(more.encode())
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]

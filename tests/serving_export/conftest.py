@@ -247,7 +247,7 @@ def _dense(lists, width):
 
 
 def write_report(
-    directory: Path, ranks, lifts, fingerprint="same data", splits=None
+    directory: Path, ranks, lifts, fingerprint="same data", splits=None, margin=0.04
 ) -> EvaluationReport:
     """An evaluation of one query per rank, or as `splits` says; `lifts` of ndcg@10 by baseline."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def write_report(
     arrays |= {} if splits is None else {"splits": np.asarray(splits)}
     np.savez(directory / "per_query.npz", **arrays)
     estimates = {
-        name: {"ndcg@10": Estimate(value=lift, low=lift - 0.1, high=lift + 0.1)}
+        name: {"ndcg@10": Estimate(value=lift, low=lift - margin, high=lift + margin)}
         for name, lift in lifts.items()
     }
     return EvaluationReport(
