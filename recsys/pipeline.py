@@ -330,6 +330,7 @@ class Run:
         return None if self.config.ranking is None else self.load("rank", TrainedRanker)
 
     def _register(self, directory: Path) -> None:
+        from serving_export.lineage import remember
         from serving_export.registry import register
 
         connect_registry(self.config, self.folder.path)
@@ -339,6 +340,7 @@ class Run:
             if (exported.directory / name).is_file():
                 self.tracker.log_artifact(exported.directory / name, "export")
         keep_for_next(self.tracker, self.load("fit", TrainedModel), exported)
+        remember(self.tracker.run_id, exported, self.load("prepare", PreparedData))
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:

@@ -49,7 +49,8 @@ model: {embedding_dim: 16, dropout: 0.1}
 train: {epochs: 6, global_batch_size: 32, learning_rate: 0.02}
 evaluation: {k: [1, 10, 20], bootstrap_samples: 50}
 export: {index: {k: 20}, parity_queries: 64, filters: [cluster, price], availability: true}
-registry: {model: planted}
+# What follows what is planted for one step, so counting pairs of clicks is as good.
+registry: {model: planted, gate: {min_lift_over_baselines: -0.05}}
 scoring: {k: 5, users_per_part: 30}
 cluster: {master: "local[2]"}
 """

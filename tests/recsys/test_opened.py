@@ -26,7 +26,7 @@ def test_a_ready_config_is_found_by_its_name_and_a_file_by_its_path(tmp_path):
     mine = tmp_path / "mine.yaml"
     assert config_file(str(mine)) == mine
     with pytest.raises(
-        ConfigError, match="no config 'eshop': give a YAML file, or one of .*eshop_"
+        ConfigError, match=r"no config 'eshop': give a YAML file, or one of .*eshop_"
     ):
         config_file("eshop")
 
