@@ -126,7 +126,7 @@ class _Watch:
             silence = self._silence(rank)
             if silence > seconds:
                 told = f"no sign of life for {silence:.0f} s (cluster.heartbeat_timeout_seconds)"
-                self._attempt.fail(_lost(self._attempt, rank, "?", told))
+                self._attempt.fail(_lost(self._attempt, rank, told))
 
     def _silence(self, rank: int) -> float:
         """Seconds since the last sign of life; none after the work is done."""
@@ -152,6 +152,7 @@ def _task(
     context = BarrierTaskContext.get()
     attempt, rank = Attempt(folder), context.partitionId()
     host = context.getTaskInfos()[rank].address.split(":")[0]
+    attempt.note_host(rank, host)
     with _reserved_port() as port:
         place = {"TF_CONFIG": _place(jobs, context.allGather(f"{host}:{port}"), rank)}
         environment = {**_BRIEF, **os.environ, **forwarded, **_own(context), **place}
@@ -164,7 +165,7 @@ def _task(
                 return iter(())
             told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             if not more or attempt.is_abandoned():
-                attempt.fail(_lost(attempt, rank, host, told))
+                attempt.fail(_lost(attempt, rank, told))
                 raise RuntimeError(f"worker {rank} on {host}: {told}; log {attempt.log(rank)}")
             attempt.note_restart(rank, told)
             more -= 1
@@ -204,8 +205,9 @@ def _ended(process: subprocess.Popen[bytes], attempt: Attempt, rank: int) -> int
     return process.wait()
 
 
-def _lost(attempt: Attempt, rank: int, host: str, message: str) -> Failure:
-    return Failure(kind="lost", rank=rank, host=host, log=attempt.log(rank), message=message)
+def _lost(attempt: Attempt, rank: int, message: str) -> Failure:
+    host, log = attempt.host(rank), attempt.log(rank)
+    return Failure(kind="lost", rank=rank, host=host, log=log, message=message)
 
 
 def _own(context: BarrierTaskContext) -> dict[str, str]:
