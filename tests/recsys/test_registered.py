@@ -73,8 +73,8 @@ def asked(command, *arguments):
     return done.stdout.splitlines()
 
 
-def test_a_champion_that_can_be_told_what_is_out_of_stock_takes_over_and_goes(run, tmp_path):
-    """Every command of the hand-off, on a run that was finished without `export.availability`."""
+def test_a_champion_exported_with_other_settings_takes_over_and_goes(run, tmp_path):
+    """Every command of the hand-off, on a finished run."""
     folder, models = ["--run-dir", run.folder.path], tmp_path / "models"
     promoted = asked("champion", *folder)
     assert promoted[0].startswith("champion   models:/planted/1 (MLflow run ")
@@ -84,7 +84,7 @@ def test_a_champion_that_can_be_told_what_is_out_of_stock_takes_over_and_goes(ru
     assert re.fullmatch(r"code       recsys \S+, git ([0-9a-f]{40}|unknown)", lineage[2])
     assert lineage[-1].startswith("table      ")
 
-    asked("export", *folder, "--set", "export.availability=true")
+    asked("export", *folder, "--set", "export.overfetch=9")
     assert not Promotion.exists(run.directory("promote"))
     asked("register", *folder)
     asked("promote", *folder)
