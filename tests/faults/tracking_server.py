@@ -35,7 +35,7 @@ class TrackingServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             with suppress(requests.ConnectionError):
                 requests.get(f"{self.uri}/health", timeout=10)
