@@ -1,17 +1,12 @@
-import os
 import pickle
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import suppress
 
 import pytest
-import requests
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from tracking_server import TrackingServer
 
 from recsys.artifacts import EvaluationReport, TrainedRanker
 from recsys.config import Cluster
@@ -87,44 +82,9 @@ def test_a_worker_logs_to_the_run_of_the_driver(tracker):
     assert run.data.tags["recsys.spark_application"] == "app-1"
 
 
-class Server:
-    """A real `mlflow server`, which can be stopped and started again."""
-
-    def __init__(self, folder):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
-        place = ["--host", "127.0.0.1", "--port", str(self.port)]
-        with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(
-                [*command, *store, *place], stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with suppress(requests.ConnectionError):
-                requests.get(f"{self.uri}/health", timeout=10)
-                return
-            time.sleep(0.1)
-        raise AssertionError((self._folder / "server.log").read_text())
-
-    def stop(self):
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        # Its children may outlive it for a moment.
-        with suppress(TrackingError):
-            while True:
-                check_reachable(self.uri)
-                time.sleep(0.01)
-
-
 @pytest.fixture
 def server(tmp_path):
-    server = Server(tmp_path)
+    server = TrackingServer(tmp_path)
     server.start()
     yield server
     server.stop()
