@@ -173,11 +173,17 @@ def spark() -> Iterator["SparkSession"]:  # noqa: F821
 
 
 @pytest.fixture(scope="session")
-def prepared(config: RunConfig, spark: "SparkSession", once: Once) -> PreparedData:  # noqa: F821
-    """The planted clicks, prepared by the real step; treat as read-only."""
+def prepared(config: RunConfig, request: pytest.FixtureRequest, once: Once) -> PreparedData:
+    """The planted clicks, prepared by the real step; treat as read-only.
+
+    Where another process has prepared them, no JVM is started.
+    """
     from training.prepare import prepare
 
-    folder = once("prepared", lambda folder: prepare(config, spark, folder / "data"))
+    def fill(folder: Path) -> None:
+        prepare(config, request.getfixturevalue("spark"), folder / "data")
+
+    folder = once("prepared", fill)
     return PreparedData.load(folder / "data")
 
 

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from recsys.artifacts import TrainedModel
 from recsys.config import Cluster
+from training.attempt import Attempt
 from training.fit import fit
 
 RECSYS = Path(sys.executable).with_name("recsys")
@@ -163,6 +164,8 @@ def test_chief_and_worker_killed_and_frozen_in_turn(start, tmp_path, undisturbed
             damaged = damage_newest(model / "checkpoints")
     log, told = finish(process, model, tmp_path, undisturbed, restarts=3)
     assert re.search("worker 0 on .*: killed by SIGKILL", told)
+    attempts = sorted((model / "launch").iterdir())
+    assert [Attempt(path).is_abandoned() for path in attempts] == [True] * 3 + [False]
     assert re.search("worker 1 on .*: killed by SIGKILL", told)
     assert re.search(r"worker 1 on .*: no sign of life for \d+ s", told)
     second = (model / "launch/attempt-0002/rank-0.log").read_text()
