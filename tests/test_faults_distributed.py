@@ -25,6 +25,7 @@ from tracking_server import TrackingServer
 
 from recsys.artifacts import TrainedModel
 from recsys.config import Cluster
+from training.attempt import Attempt
 from training.fit import fit
 
 EPOCHS = 4
@@ -124,6 +125,8 @@ def test_chief_and_worker_killed_and_frozen_in_turn(start, tmp_path, undisturbed
             damaged = damage_newest(model / "checkpoints")
     log, told = finish(process, model, tmp_path, undisturbed, restarts=3)
     assert re.search("worker 0 on .*: killed by SIGKILL", told)
+    attempts = sorted((model / "launch").iterdir())
+    assert [Attempt(path).is_abandoned() for path in attempts] == [True] * 3 + [False]
     assert re.search("worker 1 on .*: killed by SIGKILL", told)
     assert re.search(r"worker 1 on .*: no sign of life for \d+ s", told)
     second = (model / "launch/attempt-0002/rank-0.log").read_text()

@@ -1,7 +1,4 @@
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +13,6 @@ from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 
 pytestmark = pytest.mark.spark
-
-RECSYS = Path(sys.executable).with_name("recsys")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +42,7 @@ def test_the_day_of_the_training_is_quiet_and_on_the_run_in_mlflow(run, spark):
     assert logged == {f"monitoring/{name}" for name in ("manifest.json", "drift.txt", "drift.png")}
 
 
-def test_drift_is_exit_code_3_and_leaves_the_scores(run):
+def test_drift_is_exit_code_3_and_leaves_the_scores(run, spark, command, caplog):
     """Everybody has clicked one item, the same; the command says so, as a nightly job calls it."""
     data = run.load("prepare", PreparedData)
     folder = data.directory / data.users
@@ -58,14 +53,10 @@ def test_drift_is_exit_code_3_and_leaves_the_scores(run):
     folder.mkdir()
     pq.write_table(users.set_column(place, "history", history), folder / "part-00000.parquet")
     before = Scoring.load(run.directory("score"))
-    answer = subprocess.run(
-        [RECSYS, "monitor", "--run-dir", run.folder.path],
-        capture_output=True, text=True, check=False, env=dict(os.environ),
-    )  # fmt: skip
+    answer = command("monitor", "--run-dir", run.folder.path)
     assert answer.returncode == 3, answer.stderr
-    assert "drift: psi of history: found " in answer.stderr
-    assert "recsys: drift exceeds 4 limits of `monitoring`" in answer.stderr
-    assert "Traceback" not in answer.stderr
+    assert "drift: psi of history: found " in caplog.text
+    assert answer.stderr == "recsys: drift exceeds 4 limits of `monitoring`\n"
     assert answer.stdout == (run.folder.path / "monitoring" / "drift.txt").read_text()
     report = DriftReport.load(run.folder.path / "monitoring")
     assert [(alarm.of, alarm.measure) for alarm in report.alarms] == [

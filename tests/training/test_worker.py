@@ -155,9 +155,7 @@ def test_an_error_of_the_function_comes_back_from_its_worker_and_is_not_retried(
     two_workers, launched, spark, tmp_path
 ):
     with pytest.raises(WorkerError) as caught:
-        launch(
-            launched.stumble, two_workers, tmp_path, "raise", folder=tmp_path, spark=lambda: spark
-        )
+        launch(launched.stumble, two_workers, tmp_path, folder=tmp_path, spark=lambda: spark)
     told = str(caught.value)
     assert "worker 1 on" in told
     assert "KeyError: 'no such column'" in told
