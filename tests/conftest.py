@@ -31,7 +31,16 @@ os.environ["SPARK_SUBMIT_OPTS"] = (
 
 TESTS = Path(__file__).parent
 #: Files of tests that take longest, first the one that makes the run which many wait for.
-LONG = ("end_to_end", "faults_distributed", "tune", "retrieval", "fit", "held_out")
+LONG = (
+    "end_to_end",
+    "faults_distributed",
+    "faults_servers",
+    "cut_off_host",
+    "tune",
+    "retrieval",
+    "fit",
+    "held_out",
+)
 #: The command sets their levels.
 LOGGERS = ("recsys", "training", "serving_export", "absl", "tensorflow", "alembic", "py4j")
 Once = Callable[[str, Callable[[Path], None]], Path]
