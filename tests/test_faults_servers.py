@@ -98,7 +98,7 @@ def test_all_that_may_happen_in_one_training(fit, server, disk, tmp_path):
     second = (disk / "launch/attempt-0002/rank-0.log").read_text()
     assert f"{damaged} cannot be read, the one before is used" in second
     # So is the chief, while it waits for an answer of theirs.
-    silent = r"worker {} on \?: no sign of life for \d+ s"
+    silent = r"worker {} on \S+: no sign of life for \d+ s"
     assert re.search(f"restart 2 in 1 s: .*{silent.format(WORKER)}.*{silent.format(SERVER)}", told)
     assert "metrics are kept until MLflow can be used again" in second
     assert re.search("restart 3 in 1 s: .*No space left on device", told)
