@@ -1,3 +1,9 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import mlflow
@@ -6,9 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 from pyspark.errors import PythonException
 
 from recsys.artifacts import ArtifactError, Scoring
+from recsys.config import Cluster
 from serving_export import batch
 from serving_export import registry as registry_module
 from serving_export.batch import register_function, score
@@ -243,6 +251,11 @@ def test_other_users_or_another_k_are_no_continuation(spark, users, config, tmp_
         "user", "history", "member", "basket + 1 AS basket", "taste", "exclusions"
     )
     assert batch._content(changed, "users") != content
+    # Spark's own hash of these columns is the same.
+    types = "user string, country string, page string, seen array<string>, past array<string>"
+    rows = [("u", "dk", None, ["a", "b"], ["c"]), ("u", None, "dk", ["a"], ["b", "c"])]
+    one, other = (spark.createDataFrame([row], types) for row in rows)
+    assert batch._content(one, "users") != batch._content(other, "users")
 
 
 def test_sql_asks_the_model_and_names_are_those_of_features(spark, users, config, tmp_path):
@@ -261,14 +274,137 @@ def test_sql_asks_the_model_and_names_are_those_of_features(spark, users, config
             row["answer"]["scores"], frame.loc[row["user"], "scores"], atol=1e-5
         )
         assert len(row["short"]) == 2
-    with pytest.raises(PythonException, match=r"takes a struct of query features by name"):
+    told = r"expected recommend\(history, member, country, basket, clicked_at, taste, k\)"
+    with pytest.raises(PythonException, match=told):
         spark.sql("SELECT recommend(history, 4) FROM tiny_users").collect()
+    with pytest.raises(PythonException, match=r"did you mean 'history' by 'histroy'\?"):
+        spark.sql("SELECT recommend(struct(history AS histroy), 4) FROM tiny_users").collect()
 
 
 def test_a_table_without_users_is_refused(spark, users, config, tmp_path):
     spark.read.parquet(users[0]).drop("user").write.parquet(str(tmp_path / "no"))
     with pytest.raises(ArtifactError, match=r"no column 'user', only history, member"):
         score(config, spark, str(tmp_path / "no"), tmp_path / "scoring", "tiny/1")
+
+
+def test_a_table_that_cannot_tell_who_asks_is_refused(spark, users, config, tmp_path):
+    table = spark.read.parquet(users[0]).selectExpr("user", "history AS histroy", "basket")
+    table.write.parquet(str(tmp_path / "no"))
+    told = r"expected 'history' or 'member', found user, histroy, basket \(did you mean 'history'"
+    with pytest.raises(ArtifactError, match=told):
+        score(config, spark, str(tmp_path / "no"), tmp_path / "scoring", "tiny/1")
+    assert not (tmp_path / "scoring").exists()
+
+
+def test_columns_that_the_model_does_not_know_are_told(shop, caplog):
+    batch._check(["user", "user_id", "history"], shop, "users")
+    assert not caplog.text
+    batch._check(["user", "user_id", "histroy"], shop, "users")
+    assert "does not know: 'histroy' (did you mean 'history' by 'histroy'?)" in caplog.text
+
+
+@pytest.fixture
+def shop_version(registry, shop):
+    """Version 1 of the model `shop` in the registry: users and their histories, on a tree."""
+    connect(registry.uri)
+    yield _registered("shop", shop)
+    mlflow.MlflowClient().delete_registered_model("shop")
+
+
+def _registered(name, source):
+    mlflow.MlflowClient().create_registered_model(name)
+    assert mlflow.MlflowClient().create_model_version(name, str(source)).version == 1
+    return f"{name}/1"
+
+
+def test_sql_asks_the_model_of_the_registry_that_is_connected(
+    spark, config, registry, shop, shop_version, tiny, tmp_path
+):
+    """Another one has the same name and number."""
+    query = f"SELECT recommend('user 1', array('{tiny.item(3)}'), 5).items"
+    register_function(config, spark, tmp_path, shop_version)
+    first = spark.sql(query).collect()
+    shutil.copytree(shop, tmp_path / "other")
+    for file in (tmp_path / "other").glob("artifacts/*/assets/item_id.txt*"):
+        file.write_text("\n".join(reversed(file.read_text().splitlines())) + "\n")
+    shutil.copy(registry.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.MlflowClient().delete_registered_model("shop")
+    register_function(config, spark, tmp_path, _registered("shop", tmp_path / "other"))
+    other = spark.sql(query).collect()
+    connect(registry.uri)
+    register_function(config, spark, tmp_path, shop_version)
+    assert spark.sql(query).collect() == first != other
+
+
+#: Tells each reading of what is read once per load of a model, and by which process.
+LOADS = """
+import os, sys
+
+def tell(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("scann/assets.extra/contract.json"):
+        with open(os.environ["LOADS"], "a") as file:
+            file.write(f"{os.getpid()} {arguments[0]}\\n")
+
+sys.addaudithook(tell)
+"""
+ON_EXECUTORS = """
+import json, sys
+from pathlib import Path
+from recsys.config import RunConfig
+from serving_export.batch import register_function, score
+from serving_export.registry import connect
+from training.session import spark_session
+
+uri, root = sys.argv[1], Path(sys.argv[2])
+connect(uri)
+config = RunConfig.model_validate_json((root / "config.json").read_text())
+spark = spark_session(config.cluster, "executors")
+score(config, spark, str(root / "users"), root / "scoring", "shop/1")
+register_function(config, spark, root / "models", "shop/1")
+spark.read.parquet(str(root / "users")).repartition(6).createOrReplaceTempView("users")
+asked = spark.sql("SELECT user, recommend(user_id, history, 10) AS top FROM users").collect()
+(root / "asked.json").write_text(json.dumps({row["user"]: row["top"]["items"] for row in asked}))
+"""
+
+
+def test_executors_load_the_model_once_and_answer_as_its_tree(
+    registry, config, shop, shop_version, tiny, tmp_path
+):
+    """Processes of their own, many tasks and Arrow batches; the query of an analyst among them."""
+    settings = {"spark.sql.execution.arrow.maxRecordsPerBatch": "3"}
+    cluster = Cluster(master="local-cluster[2,1,1024]", spark=settings)
+    scoring = config.scoring.model_copy(update={"k": 10, "users_per_part": 8})
+    wanted = config.model_copy(update={"cluster": cluster, "scoring": scoring})
+    (tmp_path / "config.json").write_text(wanted.model_dump_json())
+    names = [f"user {n}" for n in range(48)]
+    histories = [[tiny.item(n), tiny.item(n + 1)] for n in range(48)]
+    (tmp_path / "users").mkdir()
+    table = pa.table({"user": names, "user_id": names, "history": histories})
+    pq.write_table(table, tmp_path / "users" / "part.parquet")
+    (tmp_path / "sitecustomize.py").write_text(LOADS)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EXECUTORS, registry.uri, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path, "LOADS": str(tmp_path / "loads")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    loads = Counter((tmp_path / "loads").read_text().splitlines())
+    assert set(loads.values()) == {1}
+    assert 2 <= len(loads) <= 4
+    inputs = {"user_id": tf.constant(names), "history": tf.constant(histories)}
+    inputs |= {"k": tf.constant(10), "exclusions": tf.constant([[""]] * 48)}
+    ids = {
+        name: tf.saved_model.load(str(folder)).signatures["recommend"](**inputs)["ids"].numpy()
+        for name, folder in ((n, shop / "artifacts" / n) for n in ("exact", "scann"))
+    }
+    assert (ids["exact"] != ids["scann"]).any()
+    tree = {user: [i.decode() for i in row] for user, row in zip(names, ids["scann"], strict=True)}
+    frame = pd.read_parquet(tmp_path / "scoring" / "recommendations").set_index("user")
+    assert frame["items"].map(list).to_dict() == tree
+    assert json.loads((tmp_path / "asked.json").read_text()) == tree
 
 
 def test_without_champion_says_what_to_do_and_leaves_the_last_result(
