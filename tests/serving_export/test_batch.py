@@ -277,8 +277,8 @@ def test_sql_asks_the_model_and_names_are_those_of_features(spark, users, config
     told = r"expected recommend\(history, member, country, basket, clicked_at, taste, k\)"
     with pytest.raises(PythonException, match=told):
         spark.sql("SELECT recommend(history, 4) FROM tiny_users").collect()
-    with pytest.raises(PythonException, match=r"did you mean 'history' by 'histroy'\?"):
-        spark.sql("SELECT recommend(struct(history AS histroy), 4) FROM tiny_users").collect()
+    with pytest.raises(PythonException, match=r"did you mean 'history' by 'user_history'\?"):
+        spark.sql("SELECT recommend(struct(history AS user_history), 4) FROM tiny_users").collect()
 
 
 def test_a_table_without_users_is_refused(spark, users, config, tmp_path):
@@ -288,9 +288,11 @@ def test_a_table_without_users_is_refused(spark, users, config, tmp_path):
 
 
 def test_a_table_that_cannot_tell_who_asks_is_refused(spark, users, config, tmp_path):
-    table = spark.read.parquet(users[0]).selectExpr("user", "history AS histroy", "basket")
+    table = spark.read.parquet(users[0]).selectExpr("user", "history AS user_history", "basket")
     table.write.parquet(str(tmp_path / "no"))
-    told = r"expected 'history' or 'member', found user, histroy, basket \(did you mean 'history'"
+    told = (
+        r"expected 'history' or 'member', found user, user_history, basket \(did you mean 'history'"
+    )
     with pytest.raises(ArtifactError, match=told):
         score(config, spark, str(tmp_path / "no"), tmp_path / "scoring", "tiny/1")
     assert not (tmp_path / "scoring").exists()
@@ -299,8 +301,10 @@ def test_a_table_that_cannot_tell_who_asks_is_refused(spark, users, config, tmp_
 def test_columns_that_the_model_does_not_know_are_told(shop, caplog):
     batch._check(["user", "user_id", "history"], shop, "users")
     assert not caplog.text
-    batch._check(["user", "user_id", "histroy"], shop, "users")
-    assert "does not know: 'histroy' (did you mean 'history' by 'histroy'?)" in caplog.text
+    batch._check(["user", "user_id", "user_history"], shop, "users")
+    assert (
+        "does not know: 'user_history' (did you mean 'history' by 'user_history'?)" in caplog.text
+    )
 
 
 @pytest.fixture

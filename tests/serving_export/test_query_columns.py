@@ -40,18 +40,18 @@ def test_a_table_that_cannot_tell_who_asks_is_refused(shop):
     shop.check(["history"], "users")
     shop.check(["user", "member", "other"], "users")
     told = (
-        r"users has none of the columns .*: expected 'member' or 'history', found user, histroy, "
-        r"page \(did you mean 'history' by 'histroy'\?\)\. Name columns as .*: page, member, his"
+        r"users has none of the columns .*: expected 'member' or 'history', found user, user_history, "
+        r"page \(did you mean 'history' by 'user_history'\?\)\. Name columns as .*: page, member, his"
     )
     with pytest.raises(ArtifactError, match=told):
-        shop.check(["user", "histroy", "page"], "users")
+        shop.check(["user", "user_history", "page"], "users")
 
 
 def test_unknown_columns_are_named_with_what_may_be_meant(shop):
     assert shop.unknown(["user", "page", "exclusions", "filter_price", "history"]) == ""
     told = "'Histories', 'zip' (did you mean 'history' by 'Histories'?)"
     assert shop.unknown(["user", "Histories", "zip", "member"]) == told
-    assert shop.unknown(["histroy", "history", "pages"]) == "'histroy'"
+    assert shop.unknown(["user_history", "history", "pages"]) == "'user_history'"
 
 
 def test_arguments_are_all_features_in_order_or_a_struct_of_some():
