@@ -341,12 +341,13 @@ def test_sql_asks_the_model_of_the_registry_that_is_connected(
     assert spark.sql(query).collect() == first != other
 
 
-#: Tells each reading of what is read once per load of a model, and by which process.
+#: Tells each reading of the text that a load reads once, and by which process; a copy reads bytes.
 LOADS = """
 import os, sys
 
 def tell(event, arguments):
-    if event == "open" and str(arguments[0]).endswith("scann/assets.extra/contract.json"):
+    is_read = event == "open" and arguments[1] == "r"
+    if is_read and str(arguments[0]).endswith("scann/assets.extra/contract.json"):
         with open(os.environ["LOADS"], "a") as file:
             file.write(f"{os.getpid()} {arguments[0]}\\n")
 
@@ -369,6 +370,7 @@ register_function(config, spark, root / "models", "shop/1")
 spark.read.parquet(str(root / "users")).repartition(6).createOrReplaceTempView("users")
 asked = spark.sql("SELECT user, recommend(user_id, history, 10) AS top FROM users").collect()
 (root / "asked.json").write_text(json.dumps({row["user"]: row["top"]["items"] for row in asked}))
+spark.stop()
 """
 
 
@@ -399,7 +401,7 @@ def test_executors_load_the_model_once_and_answer_as_its_tree(
     assert set(loads.values()) == {1}
     assert 2 <= len(loads) <= 4
     inputs = {"user_id": tf.constant(names), "history": tf.constant(histories)}
-    inputs |= {"k": tf.constant(10), "exclusions": tf.constant([[""]] * 48)}
+    inputs |= {"k": tf.constant(10), "exclusions": tf.zeros([48, 0], tf.string)}
     ids = {
         name: tf.saved_model.load(str(folder)).signatures["recommend"](**inputs)["ids"].numpy()
         for name, folder in ((n, shop / "artifacts" / n) for n in ("exact", "scann"))
