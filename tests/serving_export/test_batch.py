@@ -1,9 +1,4 @@
-import json
-import os
 import shutil
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 
 import mlflow
@@ -12,11 +7,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tensorflow as tf
 from pyspark.errors import PythonException
 
 from recsys.artifacts import ArtifactError, Scoring
-from recsys.config import Cluster
 from serving_export import batch
 from serving_export import registry as registry_module
 from serving_export.batch import register_function, score
@@ -339,78 +332,6 @@ def test_sql_asks_the_model_of_the_registry_that_is_connected(
     connect(registry.uri)
     register_function(config, spark, tmp_path, shop_version)
     assert spark.sql(query).collect() == first != other
-
-
-#: Tells each reading of the text that a load reads once, and by which process; a copy reads bytes.
-LOADS = """
-import os, sys
-
-def tell(event, arguments):
-    is_read = event == "open" and arguments[1] == "r"
-    if is_read and str(arguments[0]).endswith("scann/assets.extra/contract.json"):
-        with open(os.environ["LOADS"], "a") as file:
-            file.write(f"{os.getpid()} {arguments[0]}\\n")
-
-sys.addaudithook(tell)
-"""
-ON_EXECUTORS = """
-import json, sys
-from pathlib import Path
-from recsys.config import RunConfig
-from serving_export.batch import register_function, score
-from serving_export.registry import connect
-from training.session import spark_session
-
-uri, root = sys.argv[1], Path(sys.argv[2])
-connect(uri)
-config = RunConfig.model_validate_json((root / "config.json").read_text())
-spark = spark_session(config.cluster, "executors")
-score(config, spark, str(root / "users"), root / "scoring", "shop/1")
-register_function(config, spark, root / "models", "shop/1")
-spark.read.parquet(str(root / "users")).repartition(6).createOrReplaceTempView("users")
-asked = spark.sql("SELECT user, recommend(user_id, history, 10) AS top FROM users").collect()
-(root / "asked.json").write_text(json.dumps({row["user"]: row["top"]["items"] for row in asked}))
-spark.stop()
-"""
-
-
-def test_executors_load_the_model_once_and_answer_as_its_tree(
-    registry, config, shop, shop_version, tiny, tmp_path
-):
-    """Processes of their own, many tasks and Arrow batches; the query of an analyst among them."""
-    settings = {"spark.sql.execution.arrow.maxRecordsPerBatch": "3"}
-    cluster = Cluster(master="local-cluster[2,1,1024]", spark=settings)
-    scoring = config.scoring.model_copy(update={"k": 10, "users_per_part": 8})
-    wanted = config.model_copy(update={"cluster": cluster, "scoring": scoring})
-    (tmp_path / "config.json").write_text(wanted.model_dump_json())
-    names = [f"user {n}" for n in range(48)]
-    histories = [[tiny.item(n), tiny.item(n + 1)] for n in range(48)]
-    (tmp_path / "users").mkdir()
-    table = pa.table({"user": names, "user_id": names, "history": histories})
-    pq.write_table(table, tmp_path / "users" / "part.parquet")
-    (tmp_path / "sitecustomize.py").write_text(LOADS)
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", ON_EXECUTORS, registry.uri, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": path, "LOADS": str(tmp_path / "loads")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-
-    loads = Counter((tmp_path / "loads").read_text().splitlines())
-    assert set(loads.values()) == {1}
-    assert 2 <= len(loads) <= 4
-    inputs = {"user_id": tf.constant(names), "history": tf.constant(histories)}
-    inputs |= {"k": tf.constant(10), "exclusions": tf.zeros([48, 0], tf.string)}
-    ids = {
-        name: tf.saved_model.load(str(folder)).signatures["recommend"](**inputs)["ids"].numpy()
-        for name, folder in ((n, shop / "artifacts" / n) for n in ("exact", "scann"))
-    }
-    assert (ids["exact"] != ids["scann"]).any()
-    tree = {user: [i.decode() for i in row] for user, row in zip(names, ids["scann"], strict=True)}
-    frame = pd.read_parquet(tmp_path / "scoring" / "recommendations").set_index("user")
-    assert frame["items"].map(list).to_dict() == tree
-    assert json.loads((tmp_path / "asked.json").read_text()) == tree
 
 
 def test_without_champion_says_what_to_do_and_leaves_the_last_result(
