@@ -4,6 +4,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from pyspark.sql.functions import struct
 
+from serving_export.pyfunc import Recommender
 from serving_export.registry import connect
 
 FRESH = """
@@ -55,6 +57,18 @@ def test_absent_columns_and_missing_cells_mean_unknown(loaded, tiny):
     # MLflow's own check of the input loses the rows of a table without any column.
     alone = loaded.unwrap_python_model().predict(None, pd.DataFrame(index=[7]), {"k": 3})
     assert alone["ids"].to_dict() == {7: popular}
+
+
+def test_a_history_that_nobody_has_is_as_wide_as_the_others(shop_of_events, tiny):
+    """An answer does not depend on who else is asked for."""
+    model = Recommender()
+    folders = {name: str(shop_of_events / "artifacts" / name) for name in ("exact", "scann")}
+    model.load_context(SimpleNamespace(artifacts=folders))
+    histories = [[tiny.item(3), tiny.item(7)], [tiny.item(9)], [tiny.item(1)]]
+    frame = pd.DataFrame({"history": histories, "event_history": [None, [], ["dk"]]})
+    expected = model.predict(None, frame, {"k": 4})["ids"].tolist()[:2]
+    for few in (frame[:2], frame[["history"]][:2]):
+        assert model.predict(None, few, {"k": 4})["ids"].tolist() == expected
 
 
 def test_lists_end_where_nothing_is_left(loaded, tiny):
