@@ -83,7 +83,9 @@ class Gate(Section):
 
     metric: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
     min_lift_over_baselines: float = Field(
-        0.0, description="relative, over each counting baseline; its interval must be above 0"
+        0.0,
+        description="relative, over each counting baseline; its interval must be above 0, or above "
+        "this if negative",
     )
     min_lift_over_champion: float = Field(
         0.0,

@@ -55,7 +55,8 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        asked = f"{'at least' if self.least else 'more than'} {self.least:+.1%} beyond chance"
+        enough = f"at least {self.least:+.1%} and " if self.least > 0 else ""
+        asked = f"{enough}an interval above {min(self.least, 0.0):+.1%}"
         return (
             f"{self.metric} {self.lift.value:+.1%} over {self.rival} "
             f"(interval {self.lift.low:+.1%} to {self.lift.high:+.1%}; "

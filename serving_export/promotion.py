@@ -38,6 +38,7 @@ _PROMOTED = "gate_promoted"
 _PREVIOUS = "gate_previous_version"
 _REASON = "gate_reason_"
 _CHECK = "gate_check_"
+_MOVED = "the champion was moved while this version was judged: run `recsys promote` again"
 #: Unity Catalog allows neither dots nor slashes in keys, and 256 characters in values.
 _TAG_LENGTH = 256
 #: Leaves room for the numbers of a check, which must stay readable JSON.
@@ -96,8 +97,9 @@ def promote(
             verdict = _judge(config, report, index, rival, present)
         verdict = _contend(succession, candidate, term, verdict)
         _remember(client, candidate, previous, verdict)
-        if verdict.promoted:
-            succession.move(candidate.version, term)
+        if verdict.promoted and not succession.move(candidate.version, term):
+            verdict = _refused(verdict, _MOVED)
+            _remember(client, candidate, previous, verdict)
     logger.info("gate: %s is %s", candidate.uri, "promoted" if verdict.promoted else "refused")
     for reason in verdict.reasons:
         logger.info("gate: %s", reason)
@@ -122,7 +124,8 @@ def rollback(name: str, to: str | None = None) -> tuple[ModelVersion, ModelVersi
         The champion that was, and the one that is.
 
     Raises:
-        ArtifactError: there is no champion, no such version, or nothing says which was before.
+        ArtifactError: there is no champion, no such version, or nothing says which was before; or
+            another job has moved the champion at the same moment.
     """
     client = MlflowClient()
     present = resolve(f"{name}@{CHAMPION}")
@@ -137,7 +140,11 @@ def rollback(name: str, to: str | None = None) -> tuple[ModelVersion, ModelVersi
     succession = Succession(client, name)
     term = succession.overrule(chosen.version, succession.standing()[0])
     client.set_model_version_tag(name, present.version, "rolled_back_to", chosen.version)
-    succession.move(chosen.version, term)
+    if not succession.move(chosen.version, term):
+        raise ArtifactError(
+            f"another job has moved the {CHAMPION} of {name} at this moment: look at it by "
+            "`recsys champion`, and roll back again if that is still wanted"
+        )
     return present, chosen
 
 
@@ -208,16 +215,17 @@ def _contend(
         succession.give_back(candidate.version, term)
         return verdict
     winner = succession.claim(candidate.version, term)
-    if winner == candidate.version and succession.term() == term:
-        return verdict
     if winner == candidate.version:
-        told = "the champion was moved while this version was judged: run `recsys promote` again"
-    else:
-        told = (
-            f"version {winner} was chosen as champion while this one was judged: run "
-            f"`recsys promote` again to compare with it (first that of version {winner}, if its "
-            "job was killed)"
-        )
+        return verdict
+    return _refused(
+        verdict,
+        f"version {winner} was chosen as champion while this one was judged: run `recsys promote` "
+        f"again to compare with it (first the promotion of version {winner}, or the rollback to "
+        "it, if that was killed)",
+    )
+
+
+def _refused(verdict: _Verdict, told: str) -> _Verdict:
     return verdict._replace(promoted=False, reasons=[*verdict.reasons, told])
 
 

@@ -75,20 +75,34 @@ class Succession:
     def overrule(self, version: str, term: int) -> int:
         """Claim this term or a later one, whoever has claimed; the term that was claimed.
 
-        Those who have claimed an earlier term find that it is over before they move the alias.
+        Those who have claimed an earlier term find that it is over: `move` tells them.
         """
         while self.claim(version, term) != version:
             term = self._begin(term + 1)
         return term
 
-    def move(self, version: str, term: int) -> None:
-        """Make the version that has claimed the term champion."""
+    def move(self, version: str, term: int) -> bool:
+        """Make the version that has claimed the term champion, unless the term is over.
+
+        A term may end while the alias moves; then it goes to who has claimed the next.
+        """
+        if self.term() != term:
+            return False
         self._client.set_registered_model_alias(self._name, CHAMPION, version)
-        self._begin(term + 1)
+        now = self.term()
+        if now == term:
+            self._begin(term + 1)
+            return True
+        overruled_by = self.winner(now) or self.winner(now - 1) or version
+        self._client.set_registered_model_alias(self._name, CHAMPION, overruled_by)
+        return overruled_by == version
 
     def _begin(self, term: int) -> int:
-        self._client.set_registered_model_tag(self._name, _TERM, str(term))
-        return term
+        """Begin a term, unless that or a later one has begun; the present term."""
+        present = self.term()
+        if present < term:
+            self._client.set_registered_model_tag(self._name, _TERM, str(term))
+        return max(present, term)
 
     def _exists(self, version: str) -> bool:
         try:
@@ -119,9 +133,11 @@ class Succession:
 def _alone(tracking_uri: str) -> Iterator[None]:
     """Hold a lock where the store is a folder of files, which two can write a parameter into."""
     parts = urlsplit(tracking_uri)
-    if parts.scheme not in ("", "file"):
+    folder = Path(unquote(parts.path))
+    # `databricks` has no scheme either.
+    if parts.scheme not in ("", "file") or not folder.is_dir():
         yield
         return
-    with (Path(unquote(parts.path)) / _LOCK).open("w") as lock:
+    with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

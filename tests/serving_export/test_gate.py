@@ -14,7 +14,7 @@ def test_each_counting_baseline_is_compared_and_als_is_not(tiny, tmp_path):
         "last_viewed": False,
         "markov": False,
     }
-    asked = "more than +0.0% beyond chance is asked for"
+    asked = "an interval above +0.0% is asked for"
     assert [str(c) for c in made if not c.holds] == [
         f"ndcg@10 +0.0% over last_viewed (interval -4.0% to +4.0%; fails, {asked})",
         f"ndcg@10 -2.0% over markov (interval -6.0% to +2.0%; fails, {asked})",

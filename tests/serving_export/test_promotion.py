@@ -14,7 +14,6 @@ from recsys.artifacts import ArtifactError, Check, IndexReport, Promotion, Regis
 from serving_export import promotion
 from serving_export.promotion import Rival, _shortened, decision, promote, rollback
 from serving_export.registry import ModelVersion, champion, connect, register, resolve
-from serving_export.succession import Succession
 
 BETTER = {"popularity": 0.5, "markov": 0.1}
 INDEX = IndexReport(
@@ -369,21 +368,22 @@ def test_a_rollback_comes_between_a_claim_and_its_alias(named, tiny, tmp_path, m
     strongest = tiny.write_report(tmp_path / "strongest", [1, 1], BETTER)
     promote(config, first, weak, INDEX, None, tmp_path / "1")
     promote(config, second, strong, INDEX, Rival("1", weak), tmp_path / "2")
-    claim = Succession.claim
+    keep = promotion._remember
 
-    def claimed_late(self, version, term):
-        winner = claim(self, version, term)
-        if version == "3":
-            rollback("between")
-        return winner
+    def remembered_late(*arguments):
+        monkeypatch.undo()
+        keep(*arguments)
+        rollback("between")
 
-    monkeypatch.setattr(Succession, "claim", claimed_late)
+    monkeypatch.setattr(promotion, "_remember", remembered_late)
     late = promote(config, third, strongest, INDEX, Rival("2", strong), tmp_path / "3")
     assert not late.promoted
-    assert late.reasons[-1] == (
-        "the champion was moved while this version was judged: run `recsys promote` again"
-    )
+    told = "the champion was moved while this version was judged: run `recsys promote` again"
+    assert late.reasons[-1] == told
+    assert decision(ModelVersion("between", "3")) == ["refused", *late.reasons]
     assert resolve("between").version == "1"
+    # What was refused for that alone may try again.
+    assert promote(config, third, strongest, INDEX, Rival("1", weak), tmp_path / "3").promoted
 
 
 def test_the_champion_exported_anew_is_judged_by_its_index(named, client, tiny, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from serving_export.registry import connect, find_champion
-from serving_export.succession import Succession
+from serving_export.succession import Succession, _alone
 
 # Waits until its rival is as far, then claims term after term; prints who has each.
 CLAIM = """
@@ -68,7 +68,9 @@ def test_the_first_claim_of_a_term_stays(versions):
     succession.give_back("1", 0)
     assert succession.term() == 1
     assert succession.claim("2", 1) == "2"
-    succession.move("2", 1)
+    assert succession.move("2", 1)
+    assert succession.standing() == (2, "2")
+    assert not succession.move("1", 1)
     assert succession.standing() == (2, "2")
 
 
@@ -79,7 +81,12 @@ def test_two_processes_never_have_the_same_term(versions, store, tmp_path):
         subprocess.Popen([*command, version, "40"], stdout=subprocess.PIPE, text=True)
         for version in "12"
     ]
-    told = [job.communicate(timeout=300)[0].split() for job in jobs]
+    try:
+        told = [job.communicate(timeout=300)[0].split() for job in jobs]
+    finally:
+        # One waits for the other.
+        for job in jobs:
+            job.kill()
     assert len(told[0]) == 40
     assert told[0] == told[1]
 
@@ -110,3 +117,37 @@ def test_who_overrules_has_a_term_that_the_others_have_not(versions):
     assert succession.term() == 2
     succession.move("1", 2)
     assert find_champion("overruled") == "1"
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_move_that_is_overruled_on_its_way_is_undone(versions, monkeypatch, after):
+    """Somebody rolls back between the look at the term and the alias, or right after the alias."""
+    succession, client = versions("rolled back", 3)
+    succession.claim("2", 0)
+    succession.move("2", 0)
+    succession.claim("3", 1)
+    other, set_alias = Succession(MlflowClient(), "rolled back"), client.set_registered_model_alias
+
+    def overtaken(*arguments):
+        monkeypatch.undo()
+        if after:
+            set_alias(*arguments)
+        other.move("1", other.overrule("1", 1))
+        if not after:
+            set_alias(*arguments)
+
+    monkeypatch.setattr(client, "set_registered_model_alias", overtaken)
+    assert not succession.move("3", 1)
+    assert find_champion("rolled back") == "1"
+    assert succession.standing() == (3, "1")
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks-uc", "databricks://shop", "http://h:1"])
+def test_only_folders_of_files_are_locked(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with _alone(uri):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    for folder in (str(tmp_path), tmp_path.as_uri()):
+        with _alone(folder):
+            assert [path.name for path in tmp_path.iterdir()] == [".recsys-champion.lock"]
