@@ -16,6 +16,7 @@ from recsys.model_config import TwoTowerConfig
 from recsys.schema import Schema
 
 MANIFEST = "manifest.json"
+CORPUS_MANIFEST = "corpus.json"
 #: Name of the first stage alone among the baselines of an evaluation of two.
 RETRIEVAL = "retrieval"
 

@@ -43,7 +43,7 @@ SetOption = Annotated[
 ]
 LaterSetOption = Annotated[
     list[str],
-    typer.Option("--set", help="override a key of `export` or `registry` (repeatable)"),
+    typer.Option("--set", help="override a key that this step reads first (repeatable)"),
 ]
 RunDirOption = Annotated[Path, typer.Option("--run-dir", help="folder of a started run")]
 NewRunDirOption = Annotated[
@@ -118,7 +118,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the SavedModels with their index, and compare them in a fresh process."""
-    started = continue_run(run_dir, overrides)
+    started = continue_run(run_dir, overrides, "export")
     if corpus_of is None:
         _finish_step(started, "export")
     else:
@@ -127,15 +127,15 @@ def export(
 
 
 @app.command()
-def register(run_dir: RunDirOption) -> None:
+def register(run_dir: RunDirOption, overrides: LaterSetOption = NO_OVERRIDES) -> None:
     """Make the exported model a version in the MLflow registry."""
-    _finish_step(continue_run(run_dir), "register")
+    _finish_step(continue_run(run_dir, overrides, "register"), "register")
 
 
 @app.command()
 def promote(run_dir: RunDirOption, overrides: LaterSetOption = NO_OVERRIDES) -> None:
     """Make the version the champion, if it beats the baselines and the present champion."""
-    _finish_step(continue_run(run_dir, overrides), "promote")
+    _finish_step(continue_run(run_dir, overrides, "promote"), "promote")
 
 
 @app.command()
@@ -169,6 +169,7 @@ def rollback(
 @app.command()
 def score(
     run_dir: RunDirOption,
+    overrides: LaterSetOption = NO_OVERRIDES,
     last: Annotated[
         Path | None,
         typer.Option(
@@ -177,7 +178,7 @@ def score(
     ] = None,
 ) -> None:
     """Recommend to all users with the champion, in Spark."""
-    started = continue_run(run_dir)
+    started = continue_run(run_dir, overrides, "score")
     # Read now: it may be the scoring of this run, which is about to be made anew.
     before = None if last is None else Scoring.load(RunFolder(last).step(STEPS["score"][0]))
     started.do("score", again=True, last=before)

@@ -282,8 +282,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"config {file} does not exist; ready configs: `recsys configs`")
     try:
         tree = _absolute(OmegaConf.to_container(OmegaConf.load(file), resolve=True), file.parent)
-        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
-        merged = OmegaConf.merge(tree, _absolute(changes, Path.cwd()))
+        merged = OmegaConf.merge(tree, read_overrides(overrides))
         values = OmegaConf.to_container(merged)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"config {file} is not readable: {error}") from error
@@ -296,6 +295,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"config {file}:\n" + "\n".join(explain(error))) from error
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read `a.b=c` overrides into a tree; relative paths are from the working directory.
+
+    Raises:
+        ConfigError: an override is not readable.
+    """
+    try:
+        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"overrides {list(overrides)} are not readable: {error}") from error
+    return _absolute(changes, Path.cwd())
 
 
 def _absolute(tree: Any, base: Path) -> dict[str, Any]:

@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from recsys.config import ConfigError, RunConfig, load_config
+from recsys.config import ConfigError, load_config
+from recsys.overrides import overridden
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 from recsys.stale import invalidate
-
-logger = logging.getLogger(__name__)
+from recsys.steps import STEPS
 
 
 def start_run(config: str, overrides: Sequence[str], run_dir: Path | None) -> Run:
     """Open a new run, or an existing one with the same config, after checking what it needs.
 
-    Where settings of later steps have changed, what these have left is taken away.
+    Settings of steps that are not finished may have changed.
 
     Raises:
         ConfigError: the config is not valid, or the folder holds a run that differs in more.
     """
     settings = load_config(config_file(config), overrides)
     folder = RunFolder(run_dir or Path("runs") / settings.name)
-    folder.outdated(settings)
+    step = folder.outdated(settings)
+    if step is not None and (finished := _finished(folder, step)):
+        raise ConfigError(
+            f"{folder.path} has finished {', '.join(finished)} with other settings: "
+            f"{'; '.join(folder.changes(settings))}. Change them by `recsys {step} --run-dir "
+            f"{folder.path} --set KEY=VALUE`, which does away with what they have left, or give "
+            "another --run-dir"
+        )
     started = Run(folder, settings)
     started.preflight()
-    return _with_settings(folder, settings)
+    folder.freeze(settings)
+    return started
 
 
-def continue_run(run_dir: Path, overrides: Sequence[str] = ()) -> Run:
-    """Open a started run, with overrides of what comes after training.
+def continue_run(run_dir: Path, overrides: Sequence[str] = (), step: str | None = None) -> Run:
+    """Open a started run to do a step again, maybe with other settings of this step and later ones.
+
+    What the step and later ones have left with the old settings is removed.
 
     Raises:
         ArtifactError: no run was started in this folder.
-        ConfigError: an override is not valid, or is of what finished steps were done with.
+        ConfigError: an override is not valid, or is read by an earlier step.
     """
     folder = RunFolder(run_dir)
     config = folder.config()
-    if not overrides:
-        return Run(folder, config)
-    return _with_settings(folder, load_config(folder.config_file, overrides))
+    settings = overridden(config, overrides) if overrides else config
+    outdated = folder.outdated(settings)
+    if outdated is None:
+        return Run(folder, folder.freeze(settings) if overrides else settings)
+    order = list(STEPS)
+    if step is None or order.index(outdated) < order.index(step):
+        raise ConfigError(
+            f"{'; '.join(folder.changes(settings))}: {outdated} reads this first, so change it by "
+            f"`recsys {outdated} --run-dir {run_dir} --set KEY=VALUE`"
+        )
+    # Before the config is written: a kill in between leaves nothing of other settings.
+    invalidate(folder, outdated)
+    return Run(folder, folder.freeze(settings))
 
 
 def ready_configs() -> list[Path]:
@@ -64,10 +83,8 @@ def config_file(name: str) -> Path:
     return Path(name)
 
 
-def _with_settings(folder: RunFolder, settings: RunConfig) -> Run:
-    step = folder.outdated(settings)
-    if step is not None:
-        # Before the config is written: a kill in between leaves nothing of other settings.
-        logger.info("settings have changed: what %s and later steps have left is removed", step)
-        invalidate(folder, step)
-    return Run(folder, folder.freeze(settings))
+def _finished(folder: RunFolder, step: str) -> list[str]:
+    """Finished steps from this one on."""
+    names = list(STEPS)
+    later = names[names.index(step) :]
+    return [name for name in later if STEPS[name][1].exists(folder.step(STEPS[name][0]))]

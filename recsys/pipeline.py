@@ -340,7 +340,8 @@ class Run:
             if (exported.directory / name).is_file():
                 self.tracker.log_artifact(exported.directory / name, "export")
         keep_for_next(self.tracker, self.load("fit", TrainedModel), exported)
-        remember(self.tracker.run_id, exported, self.load("prepare", PreparedData))
+        data = self.load("prepare", PreparedData)
+        remember(self.tracker.run_id, exported, data, self.config.export)
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:

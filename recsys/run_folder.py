@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from recsys.artifacts import ArtifactError
 from recsys.atomic import write_atomically
-from recsys.config import ConfigError, RunConfig
+from recsys.config import ConfigError, RunConfig, explain
 from recsys.steps import STEPS
 
 _CONFIG = "config.json"
 _TOKEN = "run_token"
-#: Sections that may change, and the first step that reads them.
+#: Sections that may change, and the first step whose result they decide. (What `evaluate` draws of
+#: the gate's metric stays as it is.)
 _READ_FIRST_BY = {"export": "export", "registry.model": "register", "registry.gate": "promote"}
 
 
@@ -59,7 +62,7 @@ class RunFolder:
         """
         if not self.exists():
             return None
-        changed = dict(_differences(_comparable(self.config()), _comparable(config)))
+        changed = self._changed(config)
         fixed = sorted(told for key, told in changed.items() if _step_of(key) is None)
         if fixed:
             raise ConfigError(
@@ -67,6 +70,13 @@ class RunFolder:
                 "Give another --run-dir, or remove the folder"
             )
         return next((step for step in STEPS if step in map(_step_of, changed)), None)
+
+    def changes(self, config: RunConfig) -> list[str]:
+        """Tell the settings that differ from those of the run, but for those of no effect."""
+        return sorted(self._changed(config).values())
+
+    def _changed(self, config: RunConfig) -> dict[str, str]:
+        return dict(_differences(_comparable(self.config()), _comparable(config)))
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -95,6 +105,7 @@ class RunFolder:
 
         Raises:
             ArtifactError: no run was started in this folder.
+            ConfigError: another version of this package wrote it, with other keys.
         """
         file = self.config_file
         if not self.exists():
@@ -102,7 +113,18 @@ class RunFolder:
                 f"{file} does not exist: start with `recsys run` or `recsys prepare`, "
                 f"or name the folder of a run with --run-dir"
             )
-        return RunConfig.model_validate_json(file.read_bytes())
+        try:
+            return RunConfig.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise ConfigError(
+                "\n".join(
+                    [
+                        f"{file} is of another version of this package:",
+                        *explain(error),
+                        "use that version for this run, or start a new one",
+                    ]
+                )
+            ) from error
 
     def _check_empty(self) -> None:
         # Steps replace folders with names as common as `model` and `data`.

@@ -11,7 +11,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys.artifacts import ArtifactError, Examples, ExportedModel, PreparedData
+from recsys.artifacts import (
+    CORPUS_MANIFEST,
+    ArtifactError,
+    Examples,
+    ExportedModel,
+    PreparedData,
+)
+from recsys.config import Export
 from serving_export.registry import ModelVersion, describe
 
 #: Tags of a run that say what code made it, where and from what.
@@ -26,6 +33,7 @@ class Provenance(BaseModel):
         data: manifest of what it was trained and tested on.
         corpus: manifest that its items are from, where that is another.
         corpus_folder: of that manifest.
+        settings: section `export` of the config.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +42,7 @@ class Provenance(BaseModel):
     data: PreparedData
     corpus: PreparedData | None = None
     corpus_folder: str = ""
+    settings: Export
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +76,16 @@ class Lineage:
         return lines
 
 
-def remember(run_id: str, exported: ExportedModel, data: PreparedData) -> None:
-    """Log to its run what an export was made from, by its digest.
-
-    Raises:
-        ArtifactError: the manifest that its items are from cannot be read.
-    """
+def remember(run_id: str, exported: ExportedModel, data: PreparedData, settings: Export) -> None:
+    """Log to its run what an export was made from, by its digest."""
     client = MlflowClient()
     tags = {k: v for k, v in client.get_run(run_id).data.tags.items() if k.startswith(_ORIGIN)}
-    provenance, folder = Provenance(tags=tags, data=data), Path(exported.corpus).parent
-    if folder != data.directory.resolve():
-        corpus = {"corpus": PreparedData.load(folder), "corpus_folder": str(folder)}
-        provenance = provenance.model_copy(update=corpus)
+    provenance = Provenance(tags=tags, data=data, settings=settings)
+    # As it was exported: the folder that it is from may hold other data by now, or be gone.
+    corpus = PreparedData.model_validate_json((exported.directory / CORPUS_MANIFEST).read_bytes())
+    if corpus.model_dump() != data.model_dump():
+        other = {"corpus": corpus, "corpus_folder": str(Path(exported.corpus).parent)}
+        provenance = provenance.model_copy(update=other)
     client.log_text(run_id, provenance.model_dump_json(indent=2), _file(exported.digest))
 
 
@@ -97,7 +104,9 @@ def lineage(model: ModelVersion) -> Lineage:
         provenance = Provenance.model_validate_json(text)
     except (MlflowException, OSError, ValidationError) as error:
         raise ArtifactError(
-            f"the run {run_id} of {model.uri} holds no {file} that can be read: {error}"
+            f"the run {run_id} of {model.uri} holds no {file} that can be read; where an earlier "
+            f"version of this package has registered it, `recsys register` in its run folder logs "
+            f"it: {error}"
         ) from error
     return Lineage(model, run_id, provenance)
 

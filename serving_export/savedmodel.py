@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +18,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from recsys.artifacts import (
+    CORPUS_MANIFEST,
+    MANIFEST,
     ArtifactError,
     ExportedModel,
     IndexReport,
@@ -59,7 +62,8 @@ def export(
     `serving_export.two_stage.TwoStageRecommender`. Each variant carries
     `assets.extra/contract.json`: schema and its fingerprint, signature, filters, diversity,
     exploration, index, measured recall.
-    Beside them `index.txt` and `index.png` show what the index was chosen from.
+    Beside them `index.txt` and `index.png` show what the index was chosen from, and `corpus.json`
+    is the manifest of the data that the items are from.
 
     Raises:
         ArtifactError: model, ranker and data differ in their schema, there is no held-out query,
@@ -81,13 +85,15 @@ def export(
         _write_curve(report, config.export.index.min_recall, folder)
         written = {name: folder / name for name in indexes}
         parity = verify(learned.expectation(config), written, report, config.export)
+        corpus = (data.directory / data.corpus.path).resolve()
+        shutil.copyfile(corpus.with_name(MANIFEST), folder / CORPUS_MANIFEST)
         exported = ExportedModel(
             directory=folder,
             variants={name: name for name in indexes},
             features=data.features,
             fingerprint=data.fingerprint,
             num_candidates=len(learned.corpus),
-            corpus=str((data.directory / data.corpus.path).resolve()),
+            corpus=str(corpus),
             exclude_seen=data.exclude_seen,
             filters=config.export.filters,
             explores=config.export.exploration is not None,

@@ -102,3 +102,12 @@ def test_a_folder_without_a_run_says_how_to_start_one(tmp_path):
     with pytest.raises(ArtifactError, match="start with `recsys run`"):
         RunFolder(tmp_path).config()
     assert RunFolder(tmp_path).step("data") == tmp_path / "data"
+
+
+def test_a_config_of_another_version_of_the_package_is_told(tmp_path, config):
+    folder = RunFolder(tmp_path)
+    folder.freeze(config)
+    told = folder.config_file.read_text().replace('"epochs"', '"rounds"')
+    folder.config_file.write_text(told)
+    with pytest.raises(ConfigError, match=r"another version of this package:\n.*train.*rounds"):
+        folder.config()

@@ -25,16 +25,22 @@ def test_a_version_leads_back_to_its_tables(registry, client, world, tiny, tmp_p
     )
     client.set_tag(registry.run_id, "mlflow.source.git.commit", "abc123")
     client.set_tag(registry.run_id, "recsys.started_from", "models:/tiny/7")
-    exported = world.exported.model_copy(update={"corpus": str(other.directory / "corpus")})
-    remember(registry.run_id, exported, data)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (other.directory / "manifest.json").rename(folder / "corpus.json")
+    moved = {"corpus": str(other.directory / "corpus"), "directory": folder}
+    exported = world.exported.model_copy(update=moved)
+    remember(registry.run_id, exported, data, world.config.export)
     # A later fit in the same run is of another export.
     client.set_tag(registry.run_id, "mlflow.source.git.commit", "def456")
-    remember(registry.run_id, exported.model_copy(update={"digest": "another"}), data)
+    another = exported.model_copy(update={"digest": "another"})
+    remember(registry.run_id, another, data, world.config.export)
 
     found = lineage(ModelVersion("tiny", "1"))
 
     assert found.run_id == registry.run_id
     assert found.provenance.data.sources == data.sources
+    assert found.provenance.settings == world.config.export
     lines = found.lines()
     assert lines[0] == "model      models:/tiny/1"
     assert lines[2] == "code       recsys unknown, git abc123"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -29,15 +30,16 @@ for term in range(terms):
 
 
 @pytest.fixture(params=["sqlite", "files"])
-def store(request, registry, tmp_path, monkeypatch):
-    """Address of an empty store; afterwards this process is connected to the session's again."""
+def store(request, tmp_path, monkeypatch):
+    """Address of an empty store; afterwards this process is connected to the one before."""
+    before = mlflow.get_tracking_uri()
     if request.param == "files":
         monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         (tmp_path / "mlruns of all").mkdir()
         yield (tmp_path / "mlruns of all").as_uri()
     else:
         yield f"sqlite:///{tmp_path / 'mlflow.db'}"
-    connect(registry.uri)
+    connect(before)
 
 
 @pytest.fixture
