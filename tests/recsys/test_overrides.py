@@ -155,9 +155,9 @@ def test_an_empty_space_cannot_be_tuned(config):
 
 def test_overrides_are_taken_as_they_are_and_the_rest_stays(config):
     odd = with_values(config, {"data.item_name": "a ${b} \x85"})
-    changed = overridden(odd, ["export.diversity={relevance: 0.5}", "evaluation.k=[1,2]"])
+    changed = overridden(odd, ["export.diversity={relevance: 0.5}", "evaluation.k=[1,20]"])
     assert changed.data.item_name == "a ${b} \x85"
     assert changed.export.diversity.relevance == 0.5
-    assert changed.evaluation.k == (1, 2)
+    assert changed.evaluation.k == (1, 20)
     with pytest.raises(ConfigError, match=r"export\.divers"):
         overridden(config, ["export.divers=1"])
