@@ -38,7 +38,7 @@ def test_manifest_says_what_was_made(world, tiny):
     assert exported.fingerprint == exported.features.fingerprint
     assert re.fullmatch(r"[0-9a-f]{32}-[0-9a-f]{32}", exported.digest)
     assert sorted(p.name for p in exported.directory.iterdir()) == [
-        "exact", "index.png", "index.txt", "manifest.json", "scann",
+        "corpus.json", "exact", "index.png", "index.txt", "manifest.json", "scann",
     ]  # fmt: skip
 
 
