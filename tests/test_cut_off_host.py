@@ -17,6 +17,9 @@ from disturbed import command_line, end_fit, wait_for, worker
 from recsys.artifacts import TrainedModel
 from training.attempt import Attempt
 
+#: Several processes that each start TensorFlow more than once, beside other tests.
+pytestmark = pytest.mark.timeout(1500)
+
 SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
 DEPLOY = "org.apache.spark.deploy"
 PATIENCE = 400

@@ -28,6 +28,9 @@ from recsys.config import Cluster
 from training.attempt import Attempt
 from training.fit import fit
 
+#: Several processes that each start TensorFlow more than once, beside other tests.
+pytestmark = pytest.mark.timeout(1500)
+
 EPOCHS = 4
 LOCAL = "local[2]"
 #: Each executor is a JVM of its own.

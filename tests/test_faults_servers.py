@@ -21,6 +21,9 @@ from tracking_server import TrackingServer
 from recsys.artifacts import TrainedModel
 from recsys.config import Cluster
 
+#: Several processes that each start TensorFlow more than once, beside other tests.
+pytestmark = pytest.mark.timeout(1500)
+
 EPOCHS = 4
 CHIEF, WORKER, SERVER = 0, 1, 2
 

@@ -6,11 +6,19 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from recsys.artifacts import ArtifactError, PreparedData, RegisteredModel, Scoring
+from recsys.artifacts import (
+    ArtifactError,
+    ExportedModel,
+    PreparedData,
+    RegisteredModel,
+    Scoring,
+)
 from recsys.drift_report import DriftReport
 from recsys.monitored import _training_data, monitored
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
+from serving_export.lineage import remember
+from serving_export.registry import connect
 
 pytestmark = pytest.mark.spark
 
@@ -86,18 +94,22 @@ def test_data_of_the_training_that_changed_or_are_gone_are_no_reference(
 ):
     client = MlflowClient(f"sqlite:///{run.folder.path.parent / 'mlflow.db'}")
     run_id, scoring = run.load("register", RegisteredModel).run_id, run.load("score", Scoring)
+    connect(client.tracking_uri)
+    exported, settings = run.load("export", ExportedModel), run.config.export
+    learned = PreparedData.load(finished_run / "data")
     try:
         client.set_tag(run_id, "recsys.run_dir", str(tmp_path))
+        remember(run_id, exported, learned, settings)
         with pytest.raises(
             ArtifactError, match=r"which are gone: keep the run folder .*--reference"
         ):
             _training_data(scoring, None)
-        data = PreparedData.load(finished_run / "data")
-        later = data.created_at.replace(year=2099)
+        later = learned.created_at.replace(year=2099)
         (tmp_path / "data").mkdir()
-        data.model_copy(update={"directory": tmp_path / "data", "created_at": later}).save()
+        learned.model_copy(update={"directory": tmp_path / "data", "created_at": later}).save()
         with pytest.raises(ArtifactError, match=r"was prepared again at 2099-"):
             _training_data(scoring, None)
     finally:
         client.set_tag(run_id, "recsys.run_dir", str(finished_run))
-    assert _training_data(scoring, finished_run) == data
+        remember(run_id, exported, learned, settings)
+    assert _training_data(scoring, finished_run) == learned
