@@ -188,10 +188,10 @@ def test_a_full_disk_is_waited_for(start, tmp_path, undisturbed):
 
 
 @pytest.mark.spark
-def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
+def test_with_servers_a_dead_worker_ends_nothing_but_a_dead_executor_or_server_the_attempt(
     start, tmp_path, undisturbed, prepared, short
 ):
-    process, model = start("local[5]", "spark_parameter_server")
+    process, model = start("local-cluster[5,1,1024]", "spark_parameter_server")
     checkpoints, attempt = model / "checkpoints", model / "launch" / "attempt-0001"
     wait_for((checkpoints / "epoch-0001/state.json").is_file, process, tmp_path)
     os.kill(worker(model, 1), signal.SIGKILL)
@@ -200,17 +200,21 @@ def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
     steps = math.ceil(prepared.train.num_sequences / short.train.global_batch_size)
     assert tf.train.load_variable(weights, "model/step/.ATTRIBUTES/VARIABLE_VALUE") == steps
     assert len(list((checkpoints / "epoch-0001").glob("weights.data-*-of-00003"))) == 3
-    wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
+    wait_for((checkpoints / "epoch-0002/state.json").is_file, process, tmp_path)
     assert "worker 1: killed by SIGKILL; it starts again" in (attempt / "rank-1.log").read_text()
+    os.kill(executor(model, 3), signal.SIGKILL)
+    wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
     os.kill(worker(model, 4), signal.SIGKILL)
     code = process.wait(PATIENCE)
     told = (tmp_path / "fit.log").read_text()
     assert code == 0, told
-    assert re.findall(r"restart 1 in 1 s: worker 4 on .*: killed by SIGKILL", told)
-    assert "restart 2" not in told
+    assert re.search(EXECUTOR_LOST, told)
+    assert re.search(r"restart 2 in 1 s: worker 4 on .*: killed by SIGKILL", told)
+    assert "restart 3" not in told
     assert re.search(r"divided: .*user_id/embeddings in 2", (attempt / "rank-0.log").read_text())
-    log = (model / "launch" / "attempt-0002" / "rank-0.log").read_text()
-    assert "resume after epoch 3, step " in log
+    logs = [(model / f"launch/attempt-{n:04d}/rank-0.log").read_text() for n in (2, 3)]
+    assert "resume after epoch 2, step " in logs[0]
+    assert "resume after epoch 3, step " in logs[1]
     # Steps are not taken in order, so nothing is equal, but all is learned.
     trained = TrainedModel.load(model)
     assert len(trained.curves["loss"]) == EPOCHS
