@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -18,6 +19,9 @@ from recsys.artifacts import PreparedData
 from recsys.cli import main
 from recsys.config import RunConfig, load_config
 from recsys.synthetic import Clickstream, clickstream
+
+if TYPE_CHECKING:
+    from tracking_server import TrackingServer
 
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -195,6 +199,17 @@ def prepared(config: RunConfig, request: pytest.FixtureRequest, once: Once) -> P
 
     folder = once("prepared", fill)
     return PreparedData.load(folder / "data")
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator["TrackingServer"]:
+    """A real tracking server that the test may stop and start."""
+    from tracking_server import TrackingServer
+
+    server = TrackingServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

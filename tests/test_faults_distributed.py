@@ -21,7 +21,6 @@ from disturbed import (
     worker,
 )
 from mlflow import MlflowClient
-from tracking_server import TrackingServer
 
 from recsys.artifacts import TrainedModel
 from recsys.config import Cluster
@@ -138,30 +137,22 @@ def test_chief_and_worker_killed_and_frozen_in_turn(start, tmp_path, undisturbed
     assert "resume after epoch 3, step " in log
 
 
-@pytest.fixture
-def server(tmp_path):
-    server = TrackingServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.mark.spark
 def test_an_executor_is_killed_while_the_tracking_server_is_down(
-    start, server, tmp_path, undisturbed
+    start, mlflow_server, tmp_path, undisturbed
 ):
     """The server is back after half a minute, once epochs have ended without it."""
-    process, model = start(EXECUTORS, tracking_uri=server.uri)
+    process, model = start(EXECUTORS, tracking_uri=mlflow_server.uri)
     checkpoints = model / "checkpoints"
     wait_for((checkpoints / "epoch-0001/state.json").is_file, process, tmp_path)
-    server.stop()
+    mlflow_server.stop()
     stopped = time.monotonic()
     wait_for((checkpoints / "epoch-0002/state.json").is_file, process, tmp_path)
     os.kill(executor(model, 1), signal.SIGKILL)
     wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
     wait_for(lambda: time.monotonic() > stopped + 30, process, tmp_path)
-    server.start()
-    log, told = finish(process, model, tmp_path, undisturbed, tracking_uri=server.uri)
+    mlflow_server.start()
+    log, told = finish(process, model, tmp_path, undisturbed, tracking_uri=mlflow_server.uri)
     assert re.search(EXECUTOR_LOST, told)
     assert "resume after epoch 2, step " in log
     assert "metrics are kept until MLflow can be used again" in log

@@ -16,7 +16,6 @@ from disturbed import (
     worker,
 )
 from mlflow import MlflowClient
-from tracking_server import TrackingServer
 
 from recsys.artifacts import TrainedModel
 from recsys.config import Cluster
@@ -26,14 +25,6 @@ pytestmark = pytest.mark.timeout(1500)
 
 EPOCHS = 4
 CHIEF, WORKER, SERVER = 0, 1, 2
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = TrackingServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -49,7 +40,7 @@ def disk(tmp_path):
 
 
 @pytest.fixture
-def fit(config, prepared, server, disk, tmp_path):
+def fit(config, prepared, mlflow_server, disk, tmp_path):
     """`recsys fit` with one worker and one server; gives its process."""
     history = config.model.history.model_copy(update={"kind": "mean"})
     model = config.model.model_copy(update={"dropout": 0.0, "history": history})
@@ -63,7 +54,7 @@ def fit(config, prepared, server, disk, tmp_path):
         restart_seconds=1,
         heartbeat_timeout_seconds=10,
         spark={"spark.driver.memory": "1g"},
-        tracking_uri=server.uri,
+        tracking_uri=mlflow_server.uri,
     )
     changed = config.model_copy(update={"model": model, "train": train, "cluster": cluster})
     process, _ = begin_fit(changed, prepared, tmp_path)
@@ -72,7 +63,7 @@ def fit(config, prepared, server, disk, tmp_path):
 
 
 @pytest.mark.spark
-def test_all_that_may_happen_in_one_training(fit, server, disk, tmp_path):
+def test_all_that_may_happen_in_one_training(fit, mlflow_server, disk, tmp_path):
     """Chief killed and its last checkpoint with it; worker and server frozen; then a full disk."""
 
     def reached(checkpoint):
@@ -85,12 +76,12 @@ def test_all_that_may_happen_in_one_training(fit, server, disk, tmp_path):
     reached("epoch-0001-step-00000006")
     os.kill(worker(disk, CHIEF), signal.SIGKILL)
     damaged = damage_newest(disk / "checkpoints")
-    server.stop()
+    mlflow_server.stop()
     reached("epoch-0002")
     os.kill(worker(disk, WORKER), signal.SIGSTOP)
     os.kill(worker(disk, SERVER), signal.SIGSTOP)
     restarted(2)
-    server.start()
+    mlflow_server.start()
     reached("epoch-0003")
     ballast = fill(disk)
     restarted(3)
@@ -107,7 +98,7 @@ def test_all_that_may_happen_in_one_training(fit, server, disk, tmp_path):
     assert re.search("restart 3 in 1 s: .*No space left on device", told)
     assert "restart 4" not in told
     trained = TrainedModel.load(disk)
-    client = MlflowClient(server.uri)
+    client = MlflowClient(mlflow_server.uri)
     history = client.get_metric_history(trained.mlflow_run_id, "ndcg_at_20")
     assert [metric.step for metric in history] == list(range(1, EPOCHS + 1))
     assert client.get_run(trained.mlflow_run_id).info.status == "FINISHED"

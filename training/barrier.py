@@ -25,7 +25,7 @@ from pyspark import BarrierTaskContext
 
 from recsys.config import Cluster
 from training.attempt import DONE, STARTING, Attempt, Failure
-from training.session import job_group
+from training.session import job_group, watched
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -68,7 +68,7 @@ def run_workers(
     with job_group(spark, f"{len(jobs)} training tasks") as cancel:
         watch = _Watch(attempt, len(jobs), cluster.heartbeat_timeout_seconds, cancel)
         try:
-            with watch:
+            with watched(watch.run):
                 rows = context.parallelize(range(len(jobs)), len(jobs))
                 rows.barrier().mapPartitions(task).collect()
         except Exception as error:
@@ -89,7 +89,7 @@ def run_workers(
 
 
 class _Watch:
-    """While entered, a thread that cancels the job when a worker gives no sign of life."""
+    """Cancels the job when a worker gives no sign of life."""
 
     def __init__(
         self, attempt: Attempt, workers: int, timeout: float, cancel: Callable[[], None]
@@ -100,18 +100,10 @@ class _Watch:
         self._start_seconds = max(_START_SECONDS - timeout, 0)
         start = time.monotonic() + self._start_seconds
         self._last = dict.fromkeys(range(workers), ("", start))
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(_POLL_SECONDS):
+    def run(self, over: threading.Event) -> None:
+        """Look until the job is over, or has been cancelled."""
+        while not over.wait(_POLL_SECONDS):
             if max(map(self._silence, self._last)) > self._timeout:
                 # Frozen processes cannot end themselves: Spark kills the tasks, Linux with them
                 # the workers. First of all, as notes need a disk.

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from recsys.config import Cluster
 from training.attempt import WorkersLost
-from training.session import job_group
+from training.session import job_group, watched
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -123,7 +123,7 @@ def _probed(
     with job_group(spark, "check of the cluster") as cancel:
         patience = _Patience(lambda: _slots(spark) < workers, cancel)
         try:
-            with patience:
+            with watched(patience.run):
                 tasks = spark.sparkContext.parallelize(range(workers), workers).barrier()
                 return tasks.mapPartitions(look).collect()
         except Exception as error:
@@ -131,7 +131,7 @@ def _probed(
 
 
 class _Patience:
-    """While entered, a thread that cancels what cannot start any more, or takes too long.
+    """Cancels a job that cannot start any more, or takes too long.
 
     Spark starts no task of a barrier job before all have a slot: one whose host was cut off after
     the job was submitted would be waited for without end.
@@ -141,19 +141,11 @@ class _Patience:
         self.reason: ClusterError | WorkersLost | None = None
         self._shrunk = shrunk
         self._cancel = cancel
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def run(self, over: threading.Event) -> None:
+        """Look until the job is over, or has been cancelled."""
         deadline = time.monotonic() + _PROBE_SECONDS
-        while not self._over.wait(_POLL_SECONDS):
+        while not over.wait(_POLL_SECONDS):
             if self._shrunk():
                 self.reason = WorkersLost("an executor was lost before the workers started")
             elif time.monotonic() > deadline:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from killed_at import COUNT
 
 from recsys.atomic import replaced, write_atomically
 
@@ -57,19 +58,8 @@ def test_leftovers_of_a_killed_process_are_not_taken_over(tmp_path):
 
 
 # Replaces a folder, and kills itself at the change of the file system whose number is given.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
+KILLED = f"""{COUNT}
 from recsys.atomic import replaced
-
-target, left = Path(sys.argv[1]), int(sys.argv[2])
-
-def count(event, arguments):
-    global left
-    if event in ("os.mkdir", "os.rename", "os.rmdir", "os.remove"):
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
 
 sys.addaudithook(count)
 with replaced(target) as folder:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from killed_at import COUNT
 
 from recsys.artifacts import ArtifactError
 from serving_export.partial import resumed
@@ -45,19 +46,8 @@ def test_after_success_everything_is_done_again(tmp_path):
 
 
 # Fills the folder, and kills itself at the change of the file system whose number is given.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
+KILLED = f"""{COUNT}
 from serving_export.partial import resumed
-
-target, left = Path(sys.argv[1]), int(sys.argv[2])
-
-def count(event, arguments):
-    global left
-    if event in ("os.mkdir", "os.rename", "os.rmdir", "os.remove"):
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
 
 sys.addaudithook(count)
 with resumed(target, "plan") as folder:

@@ -291,21 +291,30 @@ def test_a_champion_that_came_meanwhile_is_told(named, tiny, tmp_path):
     )
 
 
+@pytest.fixture
+def killed_before_its_alias(monkeypatch):
+    """A promotion that has claimed its term and is killed before it moves the alias."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def promote_and_die(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr("serving_export.succession.Succession.move", killed)
+            with pytest.raises(KeyboardInterrupt):
+                promote(*arguments)
+
+    return promote_and_die
+
+
 def test_a_job_killed_between_its_claim_and_the_alias_can_go_on(
-    named, client, tiny, tmp_path, monkeypatch
+    named, client, tiny, tmp_path, killed_before_its_alias
 ):
     config_for, versions = named
     config = config_for("interrupted")
     first, second = versions(config, 2)
     report = tiny.write_report(tmp_path / "report", [1, 1], BETTER)
-    with monkeypatch.context() as patch:
-
-        def killed(*_):
-            raise KeyboardInterrupt
-
-        patch.setattr("serving_export.succession.Succession.move", killed)
-        with pytest.raises(KeyboardInterrupt):
-            promote(config, first, report, INDEX, None, tmp_path / "1")
+    killed_before_its_alias(config, first, report, INDEX, None, tmp_path / "1")
     other = promote(config, second, report, INDEX, None, tmp_path / "2")
     assert not other.promoted
     assert other.reasons[-1].startswith("version 1 was chosen as champion while this one was")
@@ -318,20 +327,13 @@ def test_a_job_killed_between_its_claim_and_the_alias_can_go_on(
 
 
 def test_a_deleted_version_that_was_chosen_keeps_nobody_away(
-    named, client, tiny, tmp_path, monkeypatch
+    named, client, tiny, tmp_path, killed_before_its_alias
 ):
     config_for, versions = named
     config = config_for("withdrawn")
     first, second = versions(config, 2)
     report = tiny.write_report(tmp_path / "report", [1, 1], BETTER)
-    with monkeypatch.context() as patch:
-
-        def killed(*_):
-            raise KeyboardInterrupt
-
-        patch.setattr("serving_export.succession.Succession.move", killed)
-        with pytest.raises(KeyboardInterrupt):
-            promote(config, first, report, INDEX, None, tmp_path / "1")
+    killed_before_its_alias(config, first, report, INDEX, None, tmp_path / "1")
     client.delete_model_version("withdrawn", "1")
     assert promote(config, second, report, INDEX, None, tmp_path / "2").promoted
 

@@ -6,7 +6,6 @@ import time
 import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from tracking_server import TrackingServer
 
 from recsys.artifacts import EvaluationReport, TrainedRanker
 from recsys.config import Cluster
@@ -82,18 +81,10 @@ def test_a_worker_logs_to_the_run_of_the_driver(tracker):
     assert run.data.tags["recsys.spark_application"] == "app-1"
 
 
-@pytest.fixture
-def server(tmp_path):
-    server = TrackingServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_a_server_that_is_away_during_a_fit_costs_no_epoch(
-    server, config, prepared, tmp_path, caplog
+    mlflow_server, config, prepared, tmp_path, caplog
 ):
-    cluster = Cluster(tracking_uri=server.uri)
+    cluster = Cluster(tracking_uri=mlflow_server.uri)
     train = config.train.model_copy(update={"epochs": 4, "patience": 4})
     config = config.model_copy(update={"cluster": cluster, "train": train})
     tracker = Tracker.open(config, tmp_path / "one", "token")
@@ -101,17 +92,17 @@ def test_a_server_that_is_away_during_a_fit_costs_no_epoch(
     def log_curves(curves):
         done = len(curves["loss"])
         if done == 2:
-            server.stop()
+            mlflow_server.stop()
         tracker.follow_curves(curves)
         if done == 3:
-            server.start()
+            mlflow_server.start()
 
     model = fit(config, prepared, tmp_path / "model", tracker.run_id, log_curves)
     assert caplog.text.count("metrics are kept until MLflow can be used again") == 2
     # The successor of a chief that was killed does not know what has been logged.
     pickle.loads(pickle.dumps(tracker)).log_curves(model.curves)
     for name, curve in model.curves.items():
-        history = MlflowClient(server.uri).get_metric_history(
+        history = MlflowClient(mlflow_server.uri).get_metric_history(
             tracker.run_id, name.replace("@", "_at_")
         )
         assert [(m.step, m.value) for m in history] == list(enumerate(curve, 1))
