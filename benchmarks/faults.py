@@ -177,6 +177,7 @@ def records(outcomes: list[Outcome], seeds: list[float], config: RunConfig) -> l
     what = f"{faults} faults in {len(outcomes)} trainings of {config.train.epochs} epochs"
     told = f"undisturbed, seeds {min(seeds):.4f} to {max(seeds):.4f}"
     lost = [steps for outcome in outcomes for steps in outcome.lost]
+    estimate = f"by pace, {EVERY_STEPS} at most by the distance of checkpoints"
     values = [outcome.value for outcome in outcomes if outcome.completed]
     middle = sum(seeds) / len(seeds)
     worst = max(values, key=lambda value: abs(value - middle), default=float("nan"))
@@ -192,8 +193,7 @@ def records(outcomes: list[Outcome], seeds: list[float], config: RunConfig) -> l
     return [
         record("trainings completed", sum(o.completed for o in outcomes), f"{len(outcomes)}"),
         record("finished epochs repeated", sum(o.repeated for o in outcomes), "0"),
-        record("steps lost at a fault, most (estimate)", max(lost, default=0), f"{EVERY_STEPS}"),
-        record("steps lost at a fault, mean (estimate)", sum(lost) / max(1, len(lost))),
+        record(f"steps lost at a fault, mean ({estimate})", sum(lost) / max(1, len(lost))),
         record(f"{config.train.monitor}, farthest from the seeds' mean", worst, "", middle),
         record("further values among those of one seed", differ, "0"),
         *(record(kind, sum(outcome.faults.count(kind) for outcome in outcomes)) for kind in kinds),
