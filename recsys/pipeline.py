@@ -345,9 +345,8 @@ class Run:
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:
-        from serving_export.promotion import Rival, promote
+        from serving_export.promotion import Rival, promote, same_model
         from serving_export.registry import champion
-        from training.evaluate import evaluate_savedmodel
 
         registered = self.load("register", RegisteredModel)
         report = self.load("evaluate", EvaluationReport)
@@ -356,15 +355,20 @@ class Run:
         present = champion(self.config, directory)
         rival = None
         if present is not None and present.version != registered.model_version:
-            data = self.load("prepare", PreparedData)
-            try:
-                theirs: EvaluationReport | str = evaluate_savedmodel(
-                    self.config, data, present.path, directory / "champion"
-                )
-            except ArtifactError as error:
-                theirs = str(error)
+            same = same_model(registered.name, registered.model_version, present.version)
+            theirs = "" if same else self._evaluated(present.path, directory / "champion")
             rival = Rival(present.version, theirs)
         promote(self.config, registered, report, index, rival, directory)
+
+    def _evaluated(self, champion: Path, directory: Path) -> EvaluationReport | str:
+        """Evaluation of the champion on the data of this run, or why there is none."""
+        from training.evaluate import evaluate_savedmodel
+
+        try:
+            data = self.load("prepare", PreparedData)
+            return evaluate_savedmodel(self.config, data, champion, directory)
+        except ArtifactError as error:
+            return str(error)
 
     def _score(self, directory: Path, last: Scoring | None = None) -> None:
         from serving_export.batch import score

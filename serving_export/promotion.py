@@ -91,7 +91,7 @@ def promote(
         previous, verdict = _recall(client, candidate)
     else:
         previous = present
-        if present is not None and _same_model(client, candidate, present):
+        if present is not None and same_model(candidate.name, candidate.version, present):
             verdict = _judge_index(config, index, present)
         else:
             verdict = _judge(config, report, index, rival, present)
@@ -148,6 +148,17 @@ def rollback(name: str, to: str | None = None) -> tuple[ModelVersion, ModelVersi
     return present, chosen
 
 
+def same_model(name: str, one: str, other: str) -> bool:
+    """Whether two versions have the same towers and ranker, which is how their digests begin.
+
+    Then it is the index that tells them apart, and `promote` needs no evaluation of the champion.
+    """
+    client = MlflowClient()
+    found = [client.get_model_version(name, version) for version in (one, other)]
+    ours, theirs = (version.tags.get("digest", "").split("-") for version in found)
+    return len(ours) > 1 and ours[0] == theirs[0]
+
+
 def decision(model: ModelVersion) -> list[str]:
     """Tell what the gate has found of a version: its verdict, then its reasons."""
     tags = MlflowClient().get_model_version(model.name, model.version).tags
@@ -189,14 +200,6 @@ def _judge(
         [*map(str, checks), *first, *([obstacle] if obstacle else [])],
         [c.check for c in checks],
     )
-
-
-def _same_model(client: MlflowClient, candidate: ModelVersion, present: str) -> bool:
-    """Whether two versions have the same towers and ranker, which is how their digests begin."""
-    versions = (candidate.version, present)
-    found = [client.get_model_version(candidate.name, version) for version in versions]
-    ours, theirs = (version.tags.get("digest", "").split("-") for version in found)
-    return len(ours) > 1 and ours[0] == theirs[0]
 
 
 def _judge_index(config: RunConfig, index: IndexReport, present: str) -> _Verdict:

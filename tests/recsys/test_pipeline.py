@@ -119,6 +119,7 @@ def test_the_present_model_is_exported_over_a_later_corpus(run, finished_run, tm
     run.do("promote")
     promotion = run.load("promote", Promotion)
     assert (promotion.promoted, promotion.previous_version) == (True, "1")
+    assert not (run.directory("promote") / "champion").exists()
     told = "it is the model of champion version 1, exported anew: the index alone counts"
     assert promotion.reasons == [told]
     items = f"items      {after.num_candidates} of {later / 'data'}"
