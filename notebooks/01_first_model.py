@@ -24,7 +24,7 @@ dbutils.widgets.text("overrides", "")
 
 from pathlib import Path
 
-from recsys.cli import start_run
+from recsys.opened import start_run
 
 run = start_run(
     dbutils.widgets.get("config"),

@@ -16,6 +16,7 @@ from recsys.model_config import TwoTowerConfig
 from recsys.schema import Schema
 
 MANIFEST = "manifest.json"
+CORPUS_MANIFEST = "corpus.json"
 #: Name of the first stage alone among the baselines of an evaluation of two.
 RETRIEVAL = "retrieval"
 
@@ -167,9 +168,7 @@ class PreparedData(Manifest):
     cleaning: dict[str, int] = Field(description="events read, dropped (by reason), kept")
     sources: dict[str, SourceVersion]
     exclude_seen: bool
-    outcomes: bool = Field(
-        False, description="whether validation and test tell what users did next, by event type"
-    )
+    outcomes: bool = Field(False, description="what users did next, by event type, is recorded")
     impressions: Impressions | None = Field(None, description="where the log has what was shown")
     judged: dict[str, dict[str, int]] = Field({}, description="events by split and type, see joint")
 
@@ -347,7 +346,7 @@ class ExportedModel(Manifest):
     explores: bool = Field(False, description="whether answers have propensities")
     index: IndexReport
     parity: dict[str, float] = Field(description="share of equal ids, by variant")
-    digest: str = Field(description="hash of the towers and the corpus it was made from")
+    digest: str = Field(description="hash of towers and ranker, and of what else it was made from")
     versions: dict[str, str]
 
 

@@ -24,10 +24,13 @@ def replaced(directory: Path) -> Iterator[Path]:
     """Yield an empty folder beside `directory` that takes its place when the block succeeds.
 
     What was in `directory` stays until then. An error removes the new folder; what a killed
-    process left of one is removed by the next call.
+    process left of one is removed by the next call, or takes its place if it was to do so.
     """
     new = directory.with_name(f".{directory.name}.new")
     old = directory.with_name(f".{directory.name}.old")
+    if old.exists() and not directory.exists():
+        # Killed between the renames: the new folder is whole.
+        (new if new.exists() else old).rename(directory)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
@@ -37,6 +40,8 @@ def replaced(directory: Path) -> Iterator[Path]:
             directory.rename(old)
         new.rename(directory)
     except BaseException:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)

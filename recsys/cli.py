@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +16,9 @@ import typer
 
 import recsys
 from recsys.artifacts import Scoring
-from recsys.config import ConfigError, RunConfig, load_config
+from recsys.config import ConfigError
 from recsys.monitored import monitored
+from recsys.opened import config_file, continue_run, ready_configs, start_run
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 from recsys.steps import STEPS
@@ -40,6 +40,10 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="override a key: --set train.epochs=3 (repeatable)")
+]
+LaterSetOption = Annotated[
+    list[str],
+    typer.Option("--set", help="override a key that this step reads first (repeatable)"),
 ]
 RunDirOption = Annotated[Path, typer.Option("--run-dir", help="folder of a started run")]
 NewRunDirOption = Annotated[
@@ -86,7 +90,7 @@ def prepare(
 @app.command()
 def fit(run_dir: RunDirOption, warm_start: WarmStartOption = None) -> None:
     """Train the towers; a training that was killed goes on where it stopped."""
-    started = _continue(run_dir)
+    started = continue_run(run_dir)
     if warm_start is not None:
         started.start_with(warm_start)
     _finish_step(started, "fit")
@@ -95,48 +99,49 @@ def fit(run_dir: RunDirOption, warm_start: WarmStartOption = None) -> None:
 @app.command()
 def rank(run_dir: RunDirOption) -> None:
     """Train the second stage on what the towers retrieve, if the config has `ranking`."""
-    _finish_step(_continue(run_dir), "rank")
+    _finish_step(continue_run(run_dir), "rank")
 
 
 @app.command()
 def evaluate(run_dir: RunDirOption) -> None:
     """Measure the model on the test window beside the baselines."""
-    _finish_step(_continue(run_dir), "evaluate")
+    _finish_step(continue_run(run_dir), "evaluate")
 
 
 @app.command()
 def export(
     run_dir: RunDirOption,
+    overrides: LaterSetOption = NO_OVERRIDES,
     corpus_of: Annotated[
         Path | None,
         typer.Option(help="folder of a run that was prepared later: index its items instead"),
     ] = None,
 ) -> None:
     """Write the SavedModels with their index, and compare them in a fresh process."""
+    started = continue_run(run_dir, overrides, "export")
     if corpus_of is None:
-        _finish_step(_continue(run_dir), "export")
+        _finish_step(started, "export")
     else:
-        started = _continue(run_dir)
         started.reindex(corpus_of)
         started.finish()
 
 
 @app.command()
-def register(run_dir: RunDirOption) -> None:
+def register(run_dir: RunDirOption, overrides: LaterSetOption = NO_OVERRIDES) -> None:
     """Make the exported model a version in the MLflow registry."""
-    _finish_step(_continue(run_dir), "register")
+    _finish_step(continue_run(run_dir, overrides, "register"), "register")
 
 
 @app.command()
-def promote(run_dir: RunDirOption) -> None:
+def promote(run_dir: RunDirOption, overrides: LaterSetOption = NO_OVERRIDES) -> None:
     """Make the version the champion, if it beats the baselines and the present champion."""
-    _finish_step(_continue(run_dir), "promote")
+    _finish_step(continue_run(run_dir, overrides, "promote"), "promote")
 
 
 @app.command()
 def champion(run_dir: RunDirOption) -> None:
     """Show the champion of this run's model, and the evidence it was promoted by."""
-    typer.echo(_continue(run_dir).registered.champion())
+    typer.echo(continue_run(run_dir).registered.champion())
 
 
 @app.command()
@@ -147,7 +152,7 @@ def lineage(
     ] = None,
 ) -> None:
     """Show the run, the code, the tables and their time range that a version was made from."""
-    typer.echo(_continue(run_dir).registered.lineage(version))
+    typer.echo(continue_run(run_dir).registered.lineage(version))
 
 
 @app.command()
@@ -158,12 +163,13 @@ def rollback(
     ] = None,
 ) -> None:
     """Make an earlier version the champion again."""
-    typer.echo(_continue(run_dir).registered.rollback(to))
+    typer.echo(continue_run(run_dir).registered.rollback(to))
 
 
 @app.command()
 def score(
     run_dir: RunDirOption,
+    overrides: LaterSetOption = NO_OVERRIDES,
     last: Annotated[
         Path | None,
         typer.Option(
@@ -172,7 +178,7 @@ def score(
     ] = None,
 ) -> None:
     """Recommend to all users with the champion, in Spark."""
-    started = _continue(run_dir)
+    started = continue_run(run_dir, overrides, "score")
     # Read now: it may be the scoring of this run, which is about to be made anew.
     before = None if last is None else Scoring.load(RunFolder(last).step(STEPS["score"][0]))
     started.do("score", again=True, last=before)
@@ -188,7 +194,7 @@ def monitor(
     ] = None,
 ) -> None:
     """Compare the scoring with the data of its model; exit code 3 if a limit is exceeded."""
-    started = _continue(run_dir)
+    started = continue_run(run_dir)
     report = monitored(started, reference)
     started.finish()
     if report is None:
@@ -214,7 +220,7 @@ def tune(
     if config is not None:
         started = start_run(config, overrides, run_dir)
     elif run_dir is not None and not overrides:
-        started = _continue(run_dir)
+        started = continue_run(run_dir)
     else:
         raise ConfigError("tune: give the --run-dir of a started run, or a --config (with --set)")
     told = started.tune(trials)
@@ -225,7 +231,7 @@ def tune(
 @app.command()
 def summary(run_dir: RunDirOption) -> None:
     """Show what a run has brought so far."""
-    typer.echo(_continue(run_dir).summary())
+    typer.echo(continue_run(run_dir).summary())
 
 
 @app.command()
@@ -236,7 +242,7 @@ def recommend(
     alias: Annotated[str, typer.Option(help="registered alias to ask")] = "champion",
 ) -> None:
     """Ask a registered model what it recommends to one user."""
-    typer.echo(_continue(run_dir).registered.recommend(user, k, alias))
+    typer.echo(continue_run(run_dir).registered.recommend(user, k, alias))
 
 
 @app.command()
@@ -247,7 +253,7 @@ def publish(
     keep: Annotated[int, typer.Option(min=1, help="versions that stay in the folder")] = 3,
 ) -> None:
     """Hand the champion to servers: the next version of both variants, warm-up and examples."""
-    typer.echo(_continue(run_dir).registered.publish(to, alias, keep))
+    typer.echo(continue_run(run_dir).registered.publish(to, alias, keep))
 
 
 @app.command()
@@ -313,11 +319,11 @@ def configs(
 ) -> None:
     """List the ready configs, or print one: `recsys configs template > mine.yaml`."""
     if name is None:
-        for file in _ready_configs():
+        for file in ready_configs():
             first_line = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
             typer.echo(f"{file.stem:20} {first_line}\n{'':20} {file}")
         return
-    typer.echo(_config_file(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(config_file(name).read_text(encoding="utf-8"), nl=False)
 
 
 @app.command()
@@ -351,37 +357,9 @@ def _is_expected(error: Exception) -> bool:
     return f"{type(error).__module__}.".startswith(modules)
 
 
-def start_run(config: str, overrides: list[str], run_dir: Path | None) -> Run:
-    """Open a new run, or an existing one with the same config, after checking what it needs."""
-    settings: RunConfig = load_config(_config_file(config), overrides)
-    folder = RunFolder(run_dir or Path("runs") / settings.name)
-    started = Run(folder, settings)
-    started.preflight()
-    folder.freeze(settings)
-    return started
-
-
 def _finish_step(started: Run, step: str) -> None:
     started.do(step, again=True)
     started.finish()
-
-
-def _continue(run_dir: Path) -> Run:
-    folder = RunFolder(run_dir)
-    return Run(folder, folder.config())
-
-
-def _ready_configs() -> list[Path]:
-    return sorted(Path(str(files("training") / "configs")).glob("*.yaml"))
-
-
-def _config_file(name: str) -> Path:
-    ready = {file.stem: file for file in _ready_configs()}
-    if name in ready and not Path(name).is_file():
-        return ready[name]
-    if not Path(name).is_file() and not name.endswith((".yaml", ".yml")):
-        raise ConfigError(f"no config {name!r}: give a YAML file, or one of {', '.join(ready)}")
-    return Path(name)
 
 
 def _quiet_logging() -> None:

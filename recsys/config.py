@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from recsys.data_config import Data
 from recsys.list_config import Diversity, Exploration
-from recsys.model_config import CHAMPION, Train, TwoTowerConfig
+from recsys.model_config import CHAMPION, Train, TwoTowerConfig, check_joint
 from recsys.monitoring_config import Monitoring
 from recsys.ranking_config import Ranking
 from recsys.schema import Feature, Schema
@@ -82,8 +82,16 @@ class Gate(Section):
     """What a model must show before it becomes the champion."""
 
     metric: str = Field("ndcg@20", pattern=r"^(recall|ndcg|mrr|hit_rate)@[1-9][0-9]*$")
-    min_lift_over_baselines: float = Field(0.0, description="relative, over each counting baseline")
-    min_lift_over_champion: float = Field(0.0, description="relative, on the same window")
+    min_lift_over_baselines: float = Field(
+        0.0,
+        description="relative, over each counting baseline; its interval must be above 0, or above "
+        "this if negative",
+    )
+    min_lift_over_champion: float = Field(
+        0.0,
+        description="relative, on the same window; its interval must be above 0, or above this if "
+        "negative: -0.01 lets a model pass that surely loses less than 1 %",
+    )
     max_slice_drop: float | None = Field(
         0.1, ge=0, description="relative, below the champion, in any slice; not asked if empty"
     )
@@ -204,7 +212,7 @@ class RunConfig(Section):
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
-        self._check_joint()
+        check_joint(self.model.joint, self.train, list(self.data.event_types))
         self._check_ranking()
         self.monitoring.check_names(schema)
         self._check_filters()
@@ -226,29 +234,6 @@ class RunConfig(Section):
                 )
         if len(set(self.export.filters)) < len(self.export.filters):
             raise ValueError(f"export.filters names one twice: {list(self.export.filters)}")
-
-    def _check_joint(self) -> None:
-        """What the second task of the towers is asked for must differ from event to event."""
-        joint, types = self.model.joint, list(self.data.event_types)
-        if joint is None:
-            if self.train.monitor == "auc":
-                raise ValueError("train.monitor=auc is that of a ranking head: add `model.joint`")
-            return
-        strangers = sorted(set(joint.positive) - set(types))
-        if strangers:
-            raise ValueError(
-                f"model.joint.positive: {strangers[0]!r} is none of data.event_types, which are "
-                f"{types}"
-            )
-        if set(joint.positive) == set(types):
-            raise ValueError(
-                "model.joint.positive names all of data.event_types: an event of another type is "
-                "what it is told from, maybe one with `label: false`"
-            )
-        if not joint.retrieval_weight and self.train.monitor != "auc":
-            raise ValueError(
-                "model.joint.retrieval_weight=0 learns no retrieval: set train.monitor=auc"
-            )
 
     def _check_ranking(self) -> None:
         """An answer of two stages has no more items than are ranked."""
@@ -298,8 +283,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"config {file} does not exist; ready configs: `recsys configs`")
     try:
         tree = _absolute(OmegaConf.to_container(OmegaConf.load(file), resolve=True), file.parent)
-        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
-        merged = OmegaConf.merge(tree, _absolute(changes, Path.cwd()))
+        merged = OmegaConf.merge(tree, read_overrides(overrides))
         values = OmegaConf.to_container(merged)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"config {file} is not readable: {error}") from error
@@ -312,6 +296,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"config {file}:\n" + "\n".join(explain(error))) from error
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read `a.b=c` overrides into a tree; relative paths are from the working directory.
+
+    Raises:
+        ConfigError: an override is not readable.
+    """
+    try:
+        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"overrides {list(overrides)} are not readable: {error}") from error
+    return _absolute(changes, Path.cwd())
 
 
 def _absolute(tree: Any, base: Path) -> dict[str, Any]:

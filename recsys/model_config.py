@@ -159,3 +159,25 @@ class Train(Section):
         if self.weight_decay and self.optimizer != "adam":
             raise ValueError(f"weight_decay needs optimizer adam, not {self.optimizer}")
         return self
+
+
+def check_joint(joint: Joint | None, train: Train, types: list[str]) -> None:
+    """Refuse a second task of the towers that no event, or every event of these types, fulfils."""
+    if joint is None:
+        if train.monitor == "auc":
+            raise ValueError("train.monitor=auc is that of a ranking head: add `model.joint`")
+        return
+    strangers = sorted(set(joint.positive) - set(types))
+    if strangers:
+        raise ValueError(
+            f"model.joint.positive: {strangers[0]!r} is none of data.event_types, which are {types}"
+        )
+    if set(joint.positive) == set(types):
+        raise ValueError(
+            "model.joint.positive names all of data.event_types: an event of another type is what "
+            "it is told from, maybe one with `label: false`"
+        )
+    if not joint.retrieval_weight and train.monitor != "auc":
+        raise ValueError(
+            "model.joint.retrieval_weight=0 learns no retrieval: set train.monitor=auc"
+        )

@@ -60,16 +60,16 @@ def _training_data(scoring: Scoring, reference: Path | None) -> PreparedData:
     if reference is not None:
         return PreparedData.load(RunFolder(reference).step(step))
     found = lineage(ModelVersion(scoring.name, scoring.model_version))
-    folder = RunFolder(Path(found.tags.get("recsys.run_dir", ""))).step(step)
+    folder = RunFolder(Path(found.provenance.tags.get("recsys.run_dir", ""))).step(step)
     if not PreparedData.exists(folder):
         raise ArtifactError(
             f"{found.model.uri} was trained on the data in {folder}, which are gone: keep the run "
             "folder of a champion, or name a copy of it by --reference"
         )
-    data = PreparedData.load(folder)
-    if data.created_at != found.data.created_at:
+    data, learned = PreparedData.load(folder), found.provenance.data
+    if data.created_at != learned.created_at:
         raise ArtifactError(
-            f"{found.model.uri} was trained on data of {found.data.created_at:%Y-%m-%d %H:%M}, but "
+            f"{found.model.uri} was trained on data of {learned.created_at:%Y-%m-%d %H:%M}, but "
             f"{folder} was prepared again at {data.created_at:%Y-%m-%d %H:%M}: give each run a "
             "folder of its own, or name a copy of the old one by --reference"
         )

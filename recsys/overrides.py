@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from recsys.config import ConfigError, RunConfig, explain
+from recsys.config import ConfigError, RunConfig, explain, read_overrides
 from recsys.model_config import FIXED_BY_WARM_START
 
 #: Sections whose keys can be tuned: the others decide the data, or come after the training.
@@ -30,6 +30,15 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error))) from error
+
+
+def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The config with `a.b=c` overrides; relative paths are from the working directory.
+
+    Raises:
+        ConfigError: see `with_values`, and `recsys.config.read_overrides`.
+    """
+    return with_values(config, dict(_leaves(read_overrides(overrides))))
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
@@ -100,10 +109,20 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     section: Any = tree
     for part in path:
-        section = section.setdefault(part, {})
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
         if not isinstance(section, dict):
             raise ConfigError(f"  {key}: {part!r} is a value, not a section")
     section[last] = value
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -330,6 +330,7 @@ class Run:
         return None if self.config.ranking is None else self.load("rank", TrainedRanker)
 
     def _register(self, directory: Path) -> None:
+        from serving_export.lineage import remember
         from serving_export.registry import register
 
         connect_registry(self.config, self.folder.path)
@@ -339,12 +340,13 @@ class Run:
             if (exported.directory / name).is_file():
                 self.tracker.log_artifact(exported.directory / name, "export")
         keep_for_next(self.tracker, self.load("fit", TrainedModel), exported)
+        data = self.load("prepare", PreparedData)
+        remember(self.tracker.run_id, exported, data, self.config.export)
         register(self.config, exported, report, self.tracker.run_id, directory)
 
     def _promote(self, directory: Path) -> None:
-        from serving_export.promotion import Rival, promote
+        from serving_export.promotion import Rival, promote, same_model
         from serving_export.registry import champion
-        from training.evaluate import evaluate_savedmodel
 
         registered = self.load("register", RegisteredModel)
         report = self.load("evaluate", EvaluationReport)
@@ -353,15 +355,20 @@ class Run:
         present = champion(self.config, directory)
         rival = None
         if present is not None and present.version != registered.model_version:
-            data = self.load("prepare", PreparedData)
-            try:
-                theirs: EvaluationReport | str = evaluate_savedmodel(
-                    self.config, data, present.path, directory / "champion"
-                )
-            except ArtifactError as error:
-                theirs = str(error)
+            same = same_model(registered.name, registered.model_version, present.version)
+            theirs = "" if same else self._evaluated(present.path, directory / "champion")
             rival = Rival(present.version, theirs)
         promote(self.config, registered, report, index, rival, directory)
+
+    def _evaluated(self, champion: Path, directory: Path) -> EvaluationReport | str:
+        """Evaluation of the champion on the data of this run, or why there is none."""
+        from training.evaluate import evaluate_savedmodel
+
+        try:
+            data = self.load("prepare", PreparedData)
+            return evaluate_savedmodel(self.config, data, champion, directory)
+        except ArtifactError as error:
+            return str(error)
 
     def _score(self, directory: Path, last: Scoring | None = None) -> None:
         from serving_export.batch import score

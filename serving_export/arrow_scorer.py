@@ -6,7 +6,6 @@ another version of this package exported answers as well.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +19,14 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import ArtifactError
 from recsys.list_config import PROPENSITIES
+from serving_export.query_columns import QueryColumns, read_contract
 
 logger = logging.getLogger(__name__)
 
-#: Rows that are asked for at once: what bounds the memory of a worker.
+#: Rows that are asked for at once, and rows times the longest lists among them: what bounds the
+#: memory of a worker. Each value of the longest list is a candidate more that is fetched for all.
 BATCH = 1024
+CELLS = 1 << 20
 
 
 class ArrowScorer:
@@ -43,9 +45,10 @@ class ArrowScorer:
         except (ImportError, tf.errors.NotFoundError) as error:
             logger.warning("ScaNN is not available (%s): searching exactly, which is slower", error)
             variant = folder / "artifacts" / "exact"
-        contract = _contract(variant)
+        contract = read_contract(variant)
         self._inputs: dict[str, Any] = contract["signatures"]["recommend"]["inputs"]
         self._filters = {one["input"] for one in contract.get("filters", {}).values()}
+        self._histories = QueryColumns.of(contract).histories
         self._numbers = number_lists(folder)
         self._model = tf.saved_model.load(str(variant))
 
@@ -56,7 +59,7 @@ class ArrowScorer:
             columns: features by name, `exclusions` (lists of item ids) and `filter_NAME` (lists of
                 values, or least and greatest number), each `rows` long. What is absent or null is
                 unknown, and filters nothing.
-            rows: number of rows, at most about `BATCH`.
+            rows: number of rows.
             k: items wanted.
 
         Returns:
@@ -66,12 +69,26 @@ class ArrowScorer:
         Raises:
             ArtifactError: a column does not fit the model.
         """
+        asked = {name: columns[name] for name in self._inputs if name in columns}
+        parts = cut(sum(map(_lengths, asked.values()), np.zeros(rows, np.int64)))
+        answers = [
+            self._part({name: column.take(part) for name, column in asked.items()}, len(part), k)
+            for part in map(pa.array, parts)
+        ]
+        return pa.concat_arrays(answers).take(pa.array(np.argsort(np.concatenate(parts))))
+
+    def _part(self, columns: Mapping[str, pa.Array], rows: int, k: int) -> pa.StructArray:
+        """Answer rows that are asked for at once."""
+        # Histories list the same events. An answer must not depend on who else is asked for.
+        listed = [_lengths(columns[name]) for name in self._histories if name in columns]
+        widths = dict.fromkeys(self._histories, int(np.max(listed, initial=0)))
         request = {
             name: tf.constant(
                 _input(
                     name,
                     columns.get(name, pa.nulls(rows)),
                     spec,
+                    widths.get(name, 0),
                     np.nan if name in self._filters else 0,
                 )
             )
@@ -90,28 +107,45 @@ class ArrowScorer:
         )
 
 
+def cut(widths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Part rows by width, so that one long list does not cost all others what it costs.
+
+    Args:
+        widths: values in the lists of each row, `[rows]`.
+
+    Returns:
+        Row numbers of each part, of at most `BATCH` rows and `CELLS` rows times width; a row that
+        is wider stands alone. A single empty part where there are no rows.
+    """
+    order = np.argsort(widths, kind="stable")
+    parts, start = [], 0
+    while start < len(order):
+        few = order[start : start + BATCH]
+        # The last of a part is its widest.
+        cells = widths[few] * np.arange(1, len(few) + 1)
+        parts.append(few[: max(1, int(np.searchsorted(cells, CELLS, "right")))])
+        start += len(parts[-1])
+    return parts or [order]
+
+
 def number_lists(folder: Path) -> tuple[str, ...]:
     """What a downloaded version answers beside `items`: `scores`, and `propensities` if any."""
-    explores = "exploration" in _contract(folder / "artifacts" / "exact")
+    explores = "exploration" in read_contract(folder / "artifacts" / "exact")
     return ("scores", PROPENSITIES) if explores else ("scores",)
 
 
-def _contract(variant: Path) -> dict[str, Any]:
-    contract: dict[str, Any]
-    contract = json.loads((variant / "assets.extra" / "contract.json").read_text("utf-8"))
-    return contract
-
-
-def _input(name: str, column: pa.Array, spec: Mapping[str, Any], empty: float) -> NDArray[Any]:
+def _input(
+    name: str, column: pa.Array, spec: Mapping[str, Any], width: int, empty: float
+) -> NDArray[Any]:
     """One input as an array, `[rows]` or `[rows, length]`, missing values filled.
 
-    Numbers of a missing vector are `empty`.
+    Lists of texts are at least `width` long, numbers of a missing vector are `empty`.
     """
     try:
         if len(spec["shape"]) > 1 and spec["dtype"] == "float32":
             return _vectors(column, int(spec["shape"][1]), empty)
         if len(spec["shape"]) > 1:
-            return _padded(column)
+            return _padded(column, width)
         if spec["dtype"] == "float32":
             floats: NDArray[Any] = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
             return floats
@@ -131,12 +165,21 @@ def _texts(column: pa.Array) -> NDArray[np.object_]:
     return values
 
 
-def _padded(column: pa.Array) -> NDArray[np.object_]:
-    """Lists of texts as `[rows, longest]`; a missing value keeps its place."""
+def _lengths(column: pa.Array) -> NDArray[np.int64]:
+    """Values in each list, `[rows]`; 0 where there are no lists of texts."""
+    kind = column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not is_list or pa.types.is_floating(kind.value_type):
+        return np.zeros(len(column), np.int64)
+    return np.asarray(pc.list_value_length(column).fill_null(0), np.int64)
+
+
+def _padded(column: pa.Array, width: int) -> NDArray[np.object_]:
+    """Lists of texts as `[rows, longest]` or wider; a missing value keeps its place."""
     if pa.types.is_null(column.type):
-        return np.full([len(column), 0], "", object)
+        return np.full([len(column), width], "", object)
     lengths = np.asarray(pc.list_value_length(column).fill_null(0))
-    padded = np.full([len(column), int(lengths.max(initial=0))], "", object)
+    padded = np.full([len(column), max(width, int(lengths.max(initial=0)))], "", object)
     padded[np.arange(padded.shape[1]) < lengths[:, np.newaxis]] = _texts(column.flatten())
     return padded
 

@@ -6,7 +6,6 @@ others are links to those of the version before. Servers load it as they load an
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from recsys.artifacts import ArtifactError
 from serving_export.handoff import VARIANTS, examples
 from serving_export.unavailable import compared, with_listing
-from serving_export.versions import REGISTERED, VersionFolder
+from serving_export.versions import VersionFolder
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +55,9 @@ def publish_availability(directory: Path, items: Sequence[str], keep: int) -> Av
     models = {variant: directory / variant / str(newest) for variant in VARIANTS}
     listed = compared(models[VARIANTS[0]], items, f"version {newest} in {directory}")
     with with_listing(models, items) as changed:
-        told = json.loads((models[VARIANTS[0]] / REGISTERED).read_text("utf-8"))
         asked = PredictRequest.FromString(_example(models[VARIANTS[0]], "request.pb"))
         tensors = {name: tf.make_ndarray(value) for name, value in asked.inputs.items()}
-        extras = examples(changed, told["name"], tensors)
+        extras = examples(changed, tensors)
         for variant, content in extras.items():
             _check(content[f"{_EXTRA}/examples/response.pb"], items, variant)
         number = folder.add(changed, extras, keep, after=newest)

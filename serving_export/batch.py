@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
+import mlflow
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,8 +24,9 @@ from pyspark.sql import functions as F
 from recsys.artifacts import ArtifactError, Scoring
 from recsys.config import RunConfig
 from recsys.list_config import PROPENSITIES
-from serving_export.arrow_scorer import BATCH, ArrowScorer, number_lists
+from serving_export.arrow_scorer import ArrowScorer, number_lists
 from serving_export.partial import resumed
+from serving_export.query_columns import QueryColumns, read_contract
 from serving_export.registry import CHAMPION, ModelVersion, describe, download, resolve
 from serving_export.unavailable import (
     compared,
@@ -33,7 +35,16 @@ from serving_export.unavailable import (
     write_items,
     write_listing,
 )
-from serving_export.unchanged import HASH, INPUTS, KEPT, LISTS, last_result, with_inputs, with_last
+from serving_export.unchanged import (
+    HASH,
+    INPUTS,
+    KEPT,
+    LISTS,
+    json_hash,
+    last_result,
+    with_inputs,
+    with_last,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +55,8 @@ _COUNTS = "part int, num_users bigint, num_kept bigint, found boolean"
 UNAVAILABLE = "unavailable.csv"
 _ITEM = "item"
 _NUM_KEPT = "num_kept"
+#: Users whose answers a task holds at once.
+_ROWS = 4096
 _COLUMNS = ("user", "items", "scores", "model", "model_version", INPUTS)
 
 
@@ -85,7 +98,8 @@ def score(
 
     Raises:
         ArtifactError: there is no such model, or no champion yet, or it cannot be told what is not
-            available, or `users` has no column `user`, or its rows changed while they were scored.
+            available, or `users` has no column `user` or none that tells the model who asks, or
+            its rows changed while they were scored.
     """
     chosen = resolve(model or f"{config.registry.model}@{CHAMPION}")
     logger.info("scoring with %s", chosen.uri)
@@ -93,17 +107,20 @@ def score(
     num_users, content = _content(table, users)
     parts = max(1, math.ceil(num_users / config.scoring.users_per_part))
     listed = _listed(config)
-    copy = _MODEL + _suffix(listed)
-    plan = {"model": chosen.uri, "k": config.scoring.k, "content": content, "parts": parts}
+    copy = f"{_MODEL}-{_identity(chosen)}{_suffix(listed)}"
+    plan = {"copy": copy, "k": config.scoring.k, "content": content, "parts": parts}
     plan["columns"] = _COLUMNS
     directory = directory.resolve()
+    asked = table.columns
     # After what the content is told by: a part is the same whether its answers were kept or not.
-    table = with_inputs(table, describe(chosen) | {"copy": copy}, config.scoring.k)
+    version = describe(chosen) | {"copy": _MODEL + _suffix(listed)}
+    table = with_inputs(table, version, config.scoring.k)
     answers = _last(config, spark, directory, last)
-    with resumed(directory, json.dumps(plan | {"copy": copy})) as folder:
+    with resumed(directory, json.dumps(plan)) as folder:
         result = folder / _RESULT
         result.mkdir(exist_ok=True)
         _copy(chosen, folder / copy, listed)
+        _check(asked, folder / copy, users)
         if answers is not None and PROPENSITIES in number_lists(folder / copy):
             logger.info("%s explores: nobody keeps an answer", chosen.uri)
             answers = None
@@ -147,12 +164,14 @@ def register_function(
     model: str | None = None,
     name: str = "recommend",
 ) -> ModelVersion:
-    """Let SQL ask a registered model: `SELECT user, recommend(struct(*), 10) FROM users`.
+    """Let SQL ask a registered model: `SELECT user, recommend(user_id, history, 10) FROM users`.
 
-    The first argument is a struct of query features by name (and maybe `exclusions`), the second
-    how many items; the result has `items` and `scores`, best first, and `propensities` where the
-    model explores. The version is the one that an alias means now, and what `scoring.unavailable`
-    lists now is not recommended: both stay until the function is registered again.
+    Arguments are all query and context features in the order of the schema (it is logged), or a
+    struct of them by name, some of which may be absent, and maybe `exclusions`:
+    `recommend(struct(*), 10)`; then how many items. The result has `items` and `scores`, best
+    first, and `propensities` where the model explores. The version is the one that an alias means
+    now, and what `scoring.unavailable` lists now is not recommended: both stay until the function
+    is registered again.
 
     Args:
         config: `registry.model`, `scoring.unavailable`.
@@ -163,15 +182,17 @@ def register_function(
     """
     chosen = resolve(model or f"{config.registry.model}@{CHAMPION}")
     listed = _listed(config)
-    copy = directory.resolve() / f"{chosen.name}-{chosen.version}{_suffix(listed)}"
+    known_by = f"{chosen.name}-{chosen.version}-{_identity(chosen)}{_suffix(listed)}"
+    copy = directory.resolve() / known_by
     _copy(chosen, copy, listed)
-    numbers = number_lists(copy)
+    asked, numbers = _query_columns(copy), number_lists(copy)
     lists = ", ".join(f"{each}: array<float>" for each in numbers)
-    function = F.arrow_udf(_function(str(copy), chosen), f"struct<items: array<string>, {lists}>")
+    function = F.arrow_udf(_function(str(copy), asked), f"struct<items: array<string>, {lists}>")
     if PROPENSITIES in numbers:
         # Spark may ask twice, and show another answer than it has filtered by.
         function = function.asNondeterministic()
     spark.udf.register(name, function)
+    logger.info("%s answers %s and %s(struct(*), k)", chosen.uri, asked.call(name), name)
     return chosen
 
 
@@ -198,10 +219,21 @@ def _last(
     return last_result(spark, config.scoring.table or directory / _RESULT)
 
 
+def _query_columns(copy: Path) -> QueryColumns:
+    return QueryColumns.of(read_contract(copy / "artifacts" / "exact"))
+
+
+def _check(columns: Sequence[str], copy: Path, users: str) -> None:
+    """Refuse a table that cannot tell who asks, and warn of columns that are not used."""
+    known = _query_columns(copy)
+    known.check(columns, users)
+    if unknown := known.unknown(columns):
+        logger.warning("%s has columns that the model does not know: %s", users, unknown)
+
+
 def _content(table: DataFrame, users: str) -> tuple[int, str]:
     """Number of rows, and a text that changes with any of them: a sum of hashes, in any order."""
-    hashed = F.xxhash64(*(F.col(f"`{column}`") for column in table.columns))
-    total = F.sum(hashed.cast("decimal(38,0)"))
+    total = F.sum(json_hash(table.columns).cast("decimal(38,0)"))
     row = table.agg(F.count("*").alias("rows"), total.alias("total")).collect()[0]
     return row["rows"], f"{users} {table.schema.simpleString()} {row['total']}"
 
@@ -226,6 +258,12 @@ def _copy(model: ModelVersion, copy: Path, listed: Sequence[str] | None) -> None
         logger.warning(
             "%d listed ids are not in the corpus, such as %s", len(found.unknown), found.unknown[0]
         )
+
+
+def _identity(model: ModelVersion) -> str:
+    """Name a version by what made it: another registry may have the same name and number."""
+    made_by = describe(model) | {"registry": mlflow.get_registry_uri()}
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _suffix(listed: list[str] | None) -> str:
@@ -296,11 +334,11 @@ def _answered(
     batch: pa.RecordBatch, copy: str, model: ModelVersion, k: int
 ) -> Iterator[pa.RecordBatch]:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    for start in range(0, batch.num_rows, BATCH):
-        few = {name: column.slice(start, BATCH) for name, column in columns.items()}
-        rows = len(few["user"])
-        answers = _scorer(copy, model).answer(few, rows, k).flatten()
-        yield _rows(batch.slice(start, BATCH), answers, model)
+    # In pieces, so that few answers are held at once.
+    for start in range(0, batch.num_rows, _ROWS):
+        few = {name: column.slice(start, _ROWS) for name, column in columns.items()}
+        answers = _scorer(copy).answer(few, len(few["user"]), k).flatten()
+        yield _rows(batch.slice(start, _ROWS), answers, model)
 
 
 def _rows(
@@ -323,31 +361,19 @@ def _schema(numbers: Sequence[str]) -> pa.Schema:
     return pa.schema(fields + [(name, floats) for name in numbers[1:]])
 
 
-def _function(copy: str, model: ModelVersion) -> Callable[[pa.Array, pa.Array], pa.Array]:
-    def recommend(features: pa.Array, k: pa.Array) -> pa.Array:
-        wanted = k.unique().to_pylist()
-        if len(wanted) != 1 or wanted[0] is None or not pa.types.is_struct(features.type):
-            raise ArtifactError(
-                "recommend(struct(*), 10) takes a struct of query features by name and one number "
-                f"of items for all rows, got {features.type} and {wanted[:3]}"
-            )
-        names = [field.name for field in features.type]
-        columns = dict(zip(names, features.flatten(), strict=True))
-        parts = []
-        for start in range(0, len(features), BATCH):
-            few = {name: column.slice(start, BATCH) for name, column in columns.items()}
-            rows = len(features.slice(start, BATCH))
-            parts.append(_scorer(copy, model).answer(few, rows, int(wanted[0])))
-        return pa.concat_arrays(parts)
+def _function(copy: str, asked: QueryColumns) -> Callable[..., pa.Array]:
+    def recommend(*arguments: pa.Array) -> pa.Array:
+        columns, k = asked.from_arguments(arguments)
+        return _scorer(copy).answer(columns, len(arguments[-1]), k)
 
     return recommend
 
 
 @lru_cache(maxsize=1)
-def _scorer(copy: str, model: ModelVersion) -> ArrowScorer:
+def _scorer(copy: str) -> ArrowScorer:
     """Load the model once per Python worker; Spark keeps workers, and they keep one model.
 
-    Name and version are keys of the cache: a later call finds another model in the same folder.
+    The folder's name has the identity of the version: no two models have been in one folder.
     Spark runs a task for each core, so TensorFlow gets one thread.
     """
     try:

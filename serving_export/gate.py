@@ -26,7 +26,11 @@ COUNTING_BASELINES = ("popularity", "last_viewed", "markov", "covisitation", "vs
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A relative lift beside the least one that is asked for."""
+    """A relative lift beside the least one that is asked for.
+
+    The lift must be so large, and its interval must exclude that there is none; with a negative
+    margin, that the loss is larger than it.
+    """
 
     rival: str
     metric: str
@@ -35,8 +39,8 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether the lift suffices; without a margin to reach, a draw is no win."""
-        return self.lift.value >= self.least and (self.lift.value > 0 or self.least < 0)
+        """Whether the lift suffices, beyond what chance explains."""
+        return self.lift.value >= self.least and self.lift.low > min(self.least, 0.0)
 
     @property
     def check(self) -> Check:
@@ -51,11 +55,12 @@ class Comparison:
         )
 
     def __str__(self) -> str:
+        enough = f"at least {self.least:+.1%} and " if self.least > 0 else ""
+        asked = f"{enough}an interval above {min(self.least, 0.0):+.1%}"
         return (
             f"{self.metric} {self.lift.value:+.1%} over {self.rival} "
             f"(interval {self.lift.low:+.1%} to {self.lift.high:+.1%}; "
-            f"{'passes' if self.holds else 'fails'}, "
-            f"{'at least' if self.least else 'more than'} {self.least:+.1%} is asked for)"
+            f"{'passes' if self.holds else 'fails'}, {asked} is asked for)"
         )
 
 

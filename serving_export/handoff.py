@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 #: What the contract says of each filter, by feature name.
 Filters = Mapping[str, Mapping[str, Any]]
 
+#: What the configs in `server/` call a model; the examples ask for it.
+SERVED_AS = "recommender"
 VARIANTS = ("exact", "scann")
 
 _EXTRA = "assets.extra"
@@ -114,23 +116,20 @@ def _extras(
     """Content of what a version has beside the SavedModel, by variant and path."""
     filters = _contract(variants[VARIANTS[0]]).get("filters", {})
     asked = _tensors(queries, _EXAMPLE_QUERIES, _EXAMPLE_K, filters, "frequent")
-    extras = examples(variants, registered["name"], asked)
+    extras = examples(variants, asked)
     for variant in VARIANTS:
         signatures = predict.read_signatures(variants[variant])
         told = json.dumps(dict(registered), indent=2).encode()
         extras[variant][REGISTERED] = told
-        extras[variant][_WARM_UP] = _warm_up(registered["name"], signatures, queries, filters)
+        extras[variant][_WARM_UP] = _warm_up(signatures, queries, filters)
     return extras
 
 
-def examples(
-    variants: Mapping[str, Path], name: str, asked: predict.Tensors
-) -> dict[str, dict[str, bytes]]:
+def examples(variants: Mapping[str, Path], asked: predict.Tensors) -> dict[str, dict[str, bytes]]:
     """Ask each variant in a process of its own; content of the examples, by variant and path.
 
     Args:
         variants: SavedModel folders.
-        name: that servers know the model by.
         asked: request of `recommend`.
 
     Raises:
@@ -140,7 +139,7 @@ def examples(
     found = {}
     for variant, path in variants.items():
         signature = predict.read_signatures(path)[_EXAMPLE_OF]
-        written = _examples(name, signature, asked, answers[variant])
+        written = _examples(signature, asked, answers[variant])
         found[variant] = {f"{_EXTRA}/{file}": content for file, content in written.items()}
     return found
 
@@ -197,7 +196,6 @@ def _asked(described: Mapping[str, Any], what: str) -> NDArray[Any]:
 
 
 def _warm_up(
-    model: str,
     signatures: Mapping[str, SignatureDef],
     queries: Mapping[str, NDArray[Any]],
     filters: Filters,
@@ -211,7 +209,7 @@ def _warm_up(
             inputs = {n: v for n, v in tensors.items() if n in signature.inputs}
             if set(inputs) == set(signature.inputs):
                 predict.check(signature.inputs, inputs, f"request of {name!r}")
-                records.append(predict.warm_up(predict.request(model, name, inputs)))
+                records.append(predict.warm_up(predict.request(SERVED_AS, name, inputs)))
     return _tfrecords(list(dict.fromkeys(records)))
 
 
@@ -225,13 +223,13 @@ def _tfrecords(records: list[bytes]) -> bytes:
 
 
 def _examples(
-    model: str, signature: SignatureDef, asked: predict.Tensors, answered: predict.Tensors
+    signature: SignatureDef, asked: predict.Tensors, answered: predict.Tensors
 ) -> dict[str, bytes]:
     """Content of `examples/` by path."""
     predict.check(signature.inputs, asked, f"request of {_EXAMPLE_OF!r}")
     predict.check(signature.outputs, answered, f"response of {_EXAMPLE_OF!r}")
-    request = predict.request(model, _EXAMPLE_OF, asked)
-    response = predict.response(model, _EXAMPLE_OF, answered)
+    request = predict.request(SERVED_AS, _EXAMPLE_OF, asked)
+    response = predict.response(SERVED_AS, _EXAMPLE_OF, answered)
     examples = {
         "request.pb": request.SerializeToString(deterministic=True),
         "response.pb": response.SerializeToString(deterministic=True),

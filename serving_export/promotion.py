@@ -1,20 +1,16 @@
-"""Who is champion: promotion by evidence, rollback, and one winner where several promote at once.
+"""Who is champion: promotion by evidence, and rollback.
 
-MLflow moves an alias without asking what it was. What it does only once is to log a parameter, so
-whoever first logs its version as the successor of a term has won it; every move begins a new term.
 The numbers of each decision are tags of the version, whichever way it went.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from recsys.artifacts import (
     ArtifactError,
@@ -33,15 +29,16 @@ from serving_export.gate import (
     against_slices,
     of_index,
 )
-from serving_export.registry import CHAMPION, ModelVersion, find_champion, resolve
+from serving_export.registry import CHAMPION, ModelVersion, resolve
+from serving_export.succession import Succession
 
 logger = logging.getLogger(__name__)
 
-_TERM = "recsys_champion_term"
 _PROMOTED = "gate_promoted"
 _PREVIOUS = "gate_previous_version"
 _REASON = "gate_reason_"
 _CHECK = "gate_check_"
+_MOVED = "the champion was moved while this version was judged: run `recsys promote` again"
 #: Unity Catalog allows neither dots nor slashes in keys, and 256 characters in values.
 _TAG_LENGTH = 256
 #: Leaves room for the numbers of a check, which must stay readable JSON.
@@ -88,16 +85,21 @@ def promote(
     """
     client = MlflowClient()
     candidate = ModelVersion(registered.name, registered.model_version)
-    term, present = _standing(client, candidate.name)
+    succession = Succession(client, candidate.name)
+    term, present = succession.standing()
     if present == candidate.version:
         previous, verdict = _recall(client, candidate)
     else:
         previous = present
-        verdict = _judge(config, report, index, rival, present)
-        verdict = _contend(client, candidate, term, verdict)
+        if present is not None and same_model(candidate.name, candidate.version, present):
+            verdict = _judge_index(config, index, present)
+        else:
+            verdict = _judge(config, report, index, rival, present)
+        verdict = _contend(succession, candidate, term, verdict)
         _remember(client, candidate, previous, verdict)
-        if verdict.promoted:
-            _move(client, candidate, term)
+        if verdict.promoted and not succession.move(candidate.version, term):
+            verdict = _refused(verdict, _MOVED)
+            _remember(client, candidate, previous, verdict)
     logger.info("gate: %s is %s", candidate.uri, "promoted" if verdict.promoted else "refused")
     for reason in verdict.reasons:
         logger.info("gate: %s", reason)
@@ -116,11 +118,14 @@ def promote(
 def rollback(name: str, to: str | None = None) -> tuple[ModelVersion, ModelVersion]:
     """Make the version before the champion, or the version `to`, the champion.
 
+    A promotion that is judged meanwhile is refused.
+
     Returns:
         The champion that was, and the one that is.
 
     Raises:
-        ArtifactError: there is no champion, no such version, or nothing says which was before.
+        ArtifactError: there is no champion, no such version, or nothing says which was before; or
+            another job has moved the champion at the same moment.
     """
     client = MlflowClient()
     present = resolve(f"{name}@{CHAMPION}")
@@ -132,10 +137,26 @@ def rollback(name: str, to: str | None = None) -> tuple[ModelVersion, ModelVersi
             "or was made champion by hand. Name a version with --to"
         )
     chosen = resolve(f"{name}/{target}")
-    term, _ = _standing(client, name)
+    succession = Succession(client, name)
+    term = succession.overrule(chosen.version, succession.standing()[0])
     client.set_model_version_tag(name, present.version, "rolled_back_to", chosen.version)
-    _move(client, chosen, term)
+    if not succession.move(chosen.version, term):
+        raise ArtifactError(
+            f"another job has moved the {CHAMPION} of {name} at this moment: look at it by "
+            "`recsys champion`, and roll back again if that is still wanted"
+        )
     return present, chosen
+
+
+def same_model(name: str, one: str, other: str) -> bool:
+    """Whether two versions have the same towers and ranker, which is how their digests begin.
+
+    Then it is the index that tells them apart, and `promote` needs no evaluation of the champion.
+    """
+    client = MlflowClient()
+    found = [client.get_model_version(name, version) for version in (one, other)]
+    ours, theirs = (version.tags.get("digest", "").split("-") for version in found)
+    return len(ours) > 1 and ours[0] == theirs[0]
 
 
 def decision(model: ModelVersion) -> list[str]:
@@ -181,62 +202,34 @@ def _judge(
     )
 
 
-def _standing(client: MlflowClient, name: str) -> tuple[int, str | None]:
-    """Term and present champion; a move that was killed before it began a new term is ended."""
-    term = int(client.get_registered_model(name).tags.get(_TERM, "0"))
-    present = find_champion(name)
-    if present is not None and _winner(client, name, term) == present:
-        term += 1
-        client.set_registered_model_tag(name, _TERM, str(term))
-    return term, present
+def _judge_index(config: RunConfig, index: IndexReport, present: str) -> _Verdict:
+    checks = of_index(config, index)
+    told = f"it is the model of champion version {present}, exported anew: the index alone counts"
+    return _Verdict(
+        all(c.holds for c in checks), [*map(str, checks), told], [c.check for c in checks]
+    )
 
 
 def _contend(
-    client: MlflowClient, candidate: ModelVersion, term: int, verdict: _Verdict
+    succession: Succession, candidate: ModelVersion, term: int, verdict: _Verdict
 ) -> _Verdict:
     """Be the first to claim the term, or tell who was; give back a claim that no longer holds."""
     if not verdict.promoted:
-        if _winner(client, candidate.name, term) == candidate.version:
-            client.set_registered_model_tag(candidate.name, _TERM, str(term + 1))
+        succession.give_back(candidate.version, term)
         return verdict
-    try:
-        client.log_param(
-            _anchor(client, candidate.name), _claim(candidate.name, term), candidate.version
-        )
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-    winner = _winner(client, candidate.name, term)
+    winner = succession.claim(candidate.version, term)
     if winner == candidate.version:
         return verdict
-    told = (
+    return _refused(
+        verdict,
         f"version {winner} was chosen as champion while this one was judged: run `recsys promote` "
-        f"again to compare with it (first that of version {winner}, if its job was killed)"
+        f"again to compare with it (first the promotion of version {winner}, or the rollback to "
+        "it, if that was killed)",
     )
+
+
+def _refused(verdict: _Verdict, told: str) -> _Verdict:
     return verdict._replace(promoted=False, reasons=[*verdict.reasons, told])
-
-
-def _winner(client: MlflowClient, name: str, term: int) -> str | None:
-    return client.get_run(_anchor(client, name)).data.params.get(_claim(name, term))
-
-
-def _claim(name: str, term: int) -> str:
-    # Parameters allow fewer characters than names of models.
-    return f"recsys.champion.{hashlib.sha256(name.encode()).hexdigest()[:12]}.{term}"
-
-
-def _anchor(client: MlflowClient, name: str) -> str:
-    """Run of the oldest version that still has one: all who promote find the same."""
-    versions = client.search_model_versions(f"name='{name}'")
-    for found in sorted(versions, key=lambda v: int(v.version)):
-        if found.run_id and client.get_run(found.run_id).info.lifecycle_stage == "active":
-            return str(found.run_id)
-    raise ArtifactError(f"no version of {name!r} has a run that was not deleted: register it again")
-
-
-def _move(client: MlflowClient, model: ModelVersion, term: int) -> None:
-    client.set_registered_model_alias(model.name, CHAMPION, model.version)
-    client.set_registered_model_tag(model.name, _TERM, str(term + 1))
 
 
 def _remember(

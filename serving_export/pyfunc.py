@@ -37,6 +37,7 @@ class Recommender(mlflow.pyfunc.PythonModel):
         contract = json.loads((folder / "assets.extra" / "contract.json").read_text("utf-8"))
         self._inputs = contract["signatures"]["recommend"]["inputs"]
         self._filters = {one["input"] for one in contract.get("filters", {}).values()}
+        self._histories = [f["name"] for f in contract["features"] if f["kind"] == "history"]
         self._model = tf.saved_model.load(str(folder))
 
     def predict(
@@ -68,8 +69,12 @@ class Recommender(mlflow.pyfunc.PythonModel):
         request = {
             name: tf.constant(_column(frame, name, spec, np.nan if name in self._filters else 0))
             for name, spec in self._inputs.items()
-            if name != "k"
+            if name not in {"k", *self._histories}
         }
+        # Histories list the same events. An answer must not depend on who else is asked for.
+        lists = {name: [_items(cell) for cell in _cells(frame, name)] for name in self._histories}
+        width = max((len(events) for rows in lists.values() for events in rows), default=0)
+        request |= {name: tf.constant(_padded(rows, width)) for name, rows in lists.items()}
         answer = self._model.signatures["recommend"](k=tf.constant(k, tf.int32), **request)
         filled = np.isfinite(answer["scores"].numpy()).sum(axis=1)
         columns = {
@@ -88,16 +93,21 @@ def _column(
 
     Numbers of a missing vector are `empty`.
     """
-    cells = frame[name] if name in frame else pd.Series([None] * len(frame))
+    cells = _cells(frame, name)
     if len(spec["shape"]) > 1 and spec["dtype"] == "float32":
         return _vectors(cells, name, int(spec["shape"][1]), empty)
     if len(spec["shape"]) > 1:
-        return _padded([_items(cell) for cell in cells])
+        lists = [_items(cell) for cell in cells]
+        return _padded(lists, max(map(len, lists), default=0))
     if spec["dtype"] == "float32":
         return pd.to_numeric(cells).to_numpy(np.float32, na_value=np.nan)
     if spec["dtype"] == "int64":
         return pd.to_numeric(cells).fillna(-1).to_numpy(np.int64)
     return np.array(["" if pd.isna(cell) else _text(cell) for cell in cells], object)
+
+
+def _cells(frame: pd.DataFrame, name: str) -> Any:
+    return frame[name] if name in frame else pd.Series([None] * len(frame))
 
 
 def _vectors(cells: Any, name: str, dim: int, empty: float) -> np.ndarray[Any, Any]:
@@ -125,8 +135,8 @@ def _text(value: Any) -> str | bytes:
     return value if isinstance(value, bytes) else str(value)
 
 
-def _padded(lists: Sequence[list[str | bytes]]) -> np.ndarray[Any, Any]:
-    padded = np.full([len(lists), max(map(len, lists), default=0)], "", object)
+def _padded(lists: Sequence[list[str | bytes]], width: int) -> np.ndarray[Any, Any]:
+    padded = np.full([len(lists), width], "", object)
     for row, values in zip(padded, lists, strict=True):
         row[: len(values)] = values
     return padded

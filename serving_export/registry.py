@@ -41,7 +41,8 @@ CHALLENGER = "challenger"
 _PYFUNC = Path(__file__).with_name("pyfunc.py")
 _PINNED = ("mlflow", "numpy", "pandas", "scann", "tensorflow")
 _COLUMN_TYPES = {"string": DataType.string, "float": DataType.double, "int64": DataType.long}
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+#: Error codes of MLflow for what is not there.
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def resolve(reference: str) -> ModelVersion:
         else:
             found = client.get_model_version_by_alias(name, alias or CHAMPION)
     except MlflowException as error:
-        if error.error_code not in _ABSENT:
+        if error.error_code not in ABSENT:
             raise
         raise ArtifactError(
             f"the registry at {mlflow.get_registry_uri()} has no {reference!r}: {error.message} "

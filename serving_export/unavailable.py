@@ -123,7 +123,8 @@ def _check_takes_list(model: Path) -> None:
     if read_listing(model) is None:
         raise ArtifactError(
             f"{model} cannot be told what is not available: it was exported without "
-            "`export.availability: true`, which the config of a new run can set"
+            "`export.availability`: `recsys export --run-dir RUN --set export.availability=true` "
+            "exports the trained model anew, then `register` and `promote` it"
         )
 
 

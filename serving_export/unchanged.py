@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recsys.artifacts import ArtifactError
@@ -24,19 +25,24 @@ LISTS = ("items", "scores", "propensities")
 def with_inputs(users: DataFrame, version: dict[str, str], k: int) -> DataFrame:
     """Add `_inputs`, a hash of the user's columns, of the version that answers, and of k.
 
-    As JSON no two inputs look the same: Spark's hash of several columns skips what is missing and
-    joins lists.
-
     Args:
         users: `user` and further columns, all of which count.
         version: what tells a version from all others.
         k: items wanted.
     """
-    columns = [F.col(f"`{name}`") for name in sorted(users.columns) if name != "user"]
+    columns = sorted(name for name in users.columns if name != "user")
     told = json.dumps(version | {"k": str(k)}, sort_keys=True)
-    # Without columns there is no struct; all users are alike then.
-    inputs = F.to_json(F.struct(*columns)) if columns else F.lit("")
-    return users.withColumn(HASH, F.xxhash64(inputs, F.lit(told)))
+    return users.withColumn(HASH, json_hash(columns, told))
+
+
+def json_hash(columns: Sequence[str], further: str = "") -> Column:
+    """Hash the values of columns as JSON, in which no two rows look the same.
+
+    Spark's hash of several columns skips what is missing and joins lists.
+    """
+    # Without columns there is no struct; all rows are alike then.
+    values = [F.col(f"`{name}`") for name in columns]
+    return F.xxhash64(F.to_json(F.struct(*values)) if values else F.lit(""), F.lit(further))
 
 
 def with_last(users: DataFrame, last: DataFrame) -> DataFrame:

@@ -1,28 +1,54 @@
 """What many tests share: one Spark session, and one planted click table, prepared once."""
 
 import csv
+import io
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
 import recsys  # noqa: F401  (sets the environment that TensorFlow reads)
 from recsys.artifacts import PreparedData
+from recsys.cli import main
 from recsys.config import RunConfig, load_config
 from recsys.synthetic import Clickstream, clickstream
 
+if TYPE_CHECKING:
+    from tracking_server import TrackingServer
+
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# Short lives: compiling what runs once took the JVMs half of their processor time. Code that is
-# compiled less needs more stack, which the lineage of ALS is deep in.
-os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
+# Short lives: compiling what runs once took the JVMs half of their processor time, and verifying
+# the classes of Spark a fifth of their start. Code that is compiled less needs more stack, which the
+# lineage of ALS is deep in.
+os.environ["SPARK_SUBMIT_OPTS"] = (
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss4m"
+    " -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
+)
 
 TESTS = Path(__file__).parent
+#: Files of tests that take longest, first the one that makes the run which many wait for.
+LONG = (
+    "end_to_end",
+    "faults_distributed",
+    "faults_servers",
+    "cut_off_host",
+    "tune",
+    "retrieval",
+    "fit",
+    "held_out",
+)
+#: The command sets their levels.
+LOGGERS = ("recsys", "training", "serving_export", "absl", "tensorflow", "alembic", "py4j")
 Once = Callable[[str, Callable[[Path], None]], Path]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CLICKS_YAML = """
 name: planted
@@ -49,15 +75,21 @@ model: {embedding_dim: 16, dropout: 0.1}
 train: {epochs: 6, global_batch_size: 32, learning_rate: 0.02}
 evaluation: {k: [1, 10, 20], bootstrap_samples: 50}
 export: {index: {k: 20}, parity_queries: 64, filters: [cluster, price], availability: true}
-registry: {model: planted}
+# What follows what is planted for one step, so counting pairs of clicks is as good.
+registry: {model: planted, gate: {min_lift_over_baselines: -0.05}}
 scoring: {k: 5, users_per_part: 30}
-cluster: {master: "local[2]"}
+cluster: {master: "local[2]", spark: {spark.sql.shuffle.partitions: "2"}}
 """
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Flows through the whole package first: none is left to one process alone in the end."""
-    items.sort(key=lambda item: item.path.parent != TESTS)
+    """What takes minutes first, then flows: none is left to one process alone in the end."""
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.stem.removeprefix("test_")
+        return (LONG.index(name) if name in LONG else len(LONG)), item.path.parent != TESTS
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -155,12 +187,29 @@ def spark() -> Iterator["SparkSession"]:  # noqa: F821
 
 
 @pytest.fixture(scope="session")
-def prepared(config: RunConfig, spark: "SparkSession", once: Once) -> PreparedData:  # noqa: F821
-    """The planted clicks, prepared by the real step; treat as read-only."""
+def prepared(config: RunConfig, request: pytest.FixtureRequest, once: Once) -> PreparedData:
+    """The planted clicks, prepared by the real step; treat as read-only.
+
+    Where another process has prepared them, no JVM is started.
+    """
     from training.prepare import prepare
 
-    folder = once("prepared", lambda folder: prepare(config, spark, folder / "data"))
+    def fill(folder: Path) -> None:
+        prepare(config, request.getfixturevalue("spark"), folder / "data")
+
+    folder = once("prepared", fill)
     return PreparedData.load(folder / "data")
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator["TrackingServer"]:
+    """A real tracking server that the test may stop and start."""
+    from tracking_server import TrackingServer
+
+    server = TrackingServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -175,3 +224,31 @@ def finished_run(clicks_config: Path, once: Once) -> Path:
         assert answer.returncode == 0, answer.stderr
 
     return once("runs", fill) / "planted"
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Give the `recsys` command its words in this process: nothing is imported or started anew.
+
+    Its answer is that of a process, but what it logs is in `caplog`.
+    """
+
+    def answer(*words: object) -> subprocess.CompletedProcess[str]:
+        told, complained, code = io.StringIO(), io.StringIO(), 0
+        arguments = ["recsys", *map(str, words)]
+        levels = {name: logging.getLogger(name).level for name in LOGGERS}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", arguments)
+            for name, value in (("LOGGING_LEVEL", "ERROR"), ("ENABLE_ARTIFACTS_PROGRESS_BAR", "0")):
+                patch.setenv(f"MLFLOW_{name}", value)
+            try:
+                with redirect_stdout(told), redirect_stderr(complained):
+                    main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+            finally:
+                for name, level in levels.items():
+                    logging.getLogger(name).setLevel(level)
+        return subprocess.CompletedProcess(arguments, code, told.getvalue(), complained.getvalue())
+
+    return answer

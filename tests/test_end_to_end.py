@@ -24,12 +24,6 @@ from recsys.artifacts import (
 RECSYS = Path(sys.executable).with_name("recsys")
 
 
-def recsys(*arguments, **options):
-    return subprocess.run(
-        [RECSYS, *map(str, arguments)], capture_output=True, text=True, check=False, **options
-    )
-
-
 def test_every_step_left_its_manifest(finished_run):
     prepared = PreparedData.load(finished_run / "data")
     assert prepared.train.num_examples > 3000
@@ -82,20 +76,23 @@ def test_mlflow_holds_parameters_metrics_and_the_champion(finished_run):
     assert str(champion.version) == registered.model_version
 
 
-def test_the_summary_is_for_a_person(finished_run):
-    shown = recsys("summary", "--run-dir", finished_run).stdout
+def test_the_summary_is_for_a_person(finished_run, command):
+    shown = command("summary", "--run-dir", finished_run).stdout
     for word in ("popularity", "markov", "als", "ndcg@20", "promoted to champion", "item "):
         assert word in shown
     assert shown.count("user u") == 3
 
 
-def test_one_user_is_answered_by_the_champion(finished_run):
-    answer = recsys("recommend", "--run-dir", finished_run, "--user", "u7", "--k", "4")
+def test_one_user_is_answered_by_the_champion(finished_run, command):
+    arguments = ["recommend", "--run-dir", finished_run, "--user"]
+    answer = subprocess.run(
+        [RECSYS, *arguments, "u7", "--k", "4"], capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 0, answer.stderr
     lines = answer.stdout.strip().splitlines()
     assert lines[0].startswith("user u7: item ")
     assert len(lines) == 5
-    unknown = recsys("recommend", "--run-dir", finished_run, "--user", "nobody")
+    unknown = command(*arguments, "nobody")
     assert unknown.returncode == 1
     assert "has no user 'nobody'" in unknown.stderr
 
@@ -126,11 +123,11 @@ def test_the_registered_model_filters_by_columns_of_the_query(finished_run):
     assert first == [i for i in plain[0] if items.loc[i, "cluster"] in ("c1", "c2")][:6]
 
 
-def test_a_finished_run_is_not_repeated(finished_run, clicks_config):
+def test_a_finished_run_is_not_repeated(finished_run, clicks_config, command, caplog):
     before = json.loads((finished_run / "data" / "manifest.json").read_text())
-    again = recsys("run", "--config", clicks_config, "--run-dir", finished_run)
+    again = command("run", "--config", clicks_config, "--run-dir", finished_run)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("finished before") == 7
+    assert caplog.text.count("finished before") == 7
     assert json.loads((finished_run / "data" / "manifest.json").read_text()) == before
 
 

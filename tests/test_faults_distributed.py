@@ -3,24 +3,33 @@
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from disturbed import (
+    PATIENCE,
+    begin_fit,
+    damage_newest,
+    end_fit,
+    executor,
+    fill,
+    wait_for,
+    worker,
+)
 from mlflow import MlflowClient
 
 from recsys.artifacts import TrainedModel
 from recsys.config import Cluster
+from training.attempt import Attempt
 from training.fit import fit
 
-RECSYS = Path(sys.executable).with_name("recsys")
-PATIENCE = 400
+#: Several processes that each start TensorFlow more than once, beside other tests.
+pytestmark = pytest.mark.timeout(1500)
+
 EPOCHS = 4
 LOCAL = "local[2]"
 #: Each executor is a JVM of its own.
@@ -56,9 +65,7 @@ def start(short, prepared, tmp_path):
     """Start `recsys fit` on two workers; gives the process and the folder of the model."""
     started = []
 
-    def begin(master, kind="spark"):
-        folder = tmp_path / "runs" / "planted"
-        shutil.copytree(prepared.directory, folder / "data")
+    def begin(master, kind="spark", tracking_uri=None):
         cluster = Cluster(
             kind=kind,
             master=master,
@@ -67,62 +74,19 @@ def start(short, prepared, tmp_path):
             restart_seconds=1,
             heartbeat_timeout_seconds=15,
             spark={"spark.driver.memory": "1g"},
+            tracking_uri=tracking_uri,
         )
         config = short.model_copy(update={"cluster": cluster})
-        (folder / "config.json").write_text(config.model_dump_json())
-        with (tmp_path / "fit.log").open("w") as log:
-            process = subprocess.Popen(
-                [RECSYS, "fit", "--run-dir", folder],
-                env=os.environ | {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process, model = begin_fit(config, prepared, tmp_path)
         started.append(process)
-        return process, folder / "model"
+        return process, model
 
     yield begin
     for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        end_fit(process)
 
 
-def wait_for(reached, process, tmp_path):
-    deadline = time.monotonic() + PATIENCE
-    while not reached():
-        told = (tmp_path / "fit.log").read_text()
-        assert process.poll() is None, f"it was over too early:\n{told}"
-        assert time.monotonic() < deadline, f"it took too long:\n{told}"
-        time.sleep(0.01)
-
-
-def command_line(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def worker(model, rank):
-    """Process id of a training worker of this model, in its last attempt."""
-    attempt = str(sorted((model / "launch").iterdir())[-1])
-    for path in Path("/proc").glob("[0-9]*"):
-        words = command_line(path.name)
-        if "training.worker" in words and words[-3:-1] == [attempt, str(rank)]:
-            return int(path.name)
-    raise AssertionError(f"no worker {rank} of {attempt}")
-
-
-def executor(model, rank):
-    """Process id of the executor JVM that a worker belongs to."""
-    pid = worker(model, rank)
-    while not any("CoarseGrainedExecutorBackend" in word for word in command_line(pid)):
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        assert pid > 1
-    return pid
-
-
-def finish(process, model, tmp_path, undisturbed, restarts=1):
+def finish(process, model, tmp_path, undisturbed, restarts=1, tracking_uri=None):
     """Wait for the end, compare with an undisturbed training; return the log of the last chief."""
     code = process.wait(PATIENCE)
     told = (tmp_path / "fit.log").read_text()
@@ -131,7 +95,7 @@ def finish(process, model, tmp_path, undisturbed, restarts=1):
     for name, curve in undisturbed.curves.items():
         np.testing.assert_allclose(trained.curves[name], curve, rtol=5e-3, err_msg=name)
     assert trained.best_epoch == undisturbed.best_epoch
-    client = MlflowClient(f"sqlite:///{model.parents[1] / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri or f"sqlite:///{model.parents[1] / 'mlflow.db'}")
     steps = [m.step for m in client.get_metric_history(trained.mlflow_run_id, "ndcg_at_20")]
     assert steps == list(range(1, EPOCHS + 1))
     run = client.get_run(trained.mlflow_run_id)
@@ -163,6 +127,8 @@ def test_chief_and_worker_killed_and_frozen_in_turn(start, tmp_path, undisturbed
             damaged = damage_newest(model / "checkpoints")
     log, told = finish(process, model, tmp_path, undisturbed, restarts=3)
     assert re.search("worker 0 on .*: killed by SIGKILL", told)
+    attempts = sorted((model / "launch").iterdir())
+    assert [Attempt(path).is_abandoned() for path in attempts] == [True] * 3 + [False]
     assert re.search("worker 1 on .*: killed by SIGKILL", told)
     assert re.search(r"worker 1 on .*: no sign of life for \d+ s", told)
     second = (model / "launch/attempt-0002/rank-0.log").read_text()
@@ -171,22 +137,25 @@ def test_chief_and_worker_killed_and_frozen_in_turn(start, tmp_path, undisturbed
     assert "resume after epoch 3, step " in log
 
 
-def damage_newest(checkpoints):
-    """Overwrite the weights of the newest checkpoint; gives its name."""
-    newest = sorted(checkpoints.glob("*/state.json"))[-1].parent
-    for file in newest.glob("weights.data*"):
-        file.write_bytes(b"\0" * file.stat().st_size)
-    return newest.name
-
-
 @pytest.mark.spark
-def test_an_executor_is_killed(start, tmp_path, undisturbed):
-    process, model = start(EXECUTORS)
-    wait_for((model / "checkpoints/epoch-0002/state.json").is_file, process, tmp_path)
+def test_an_executor_is_killed_while_the_tracking_server_is_down(
+    start, mlflow_server, tmp_path, undisturbed
+):
+    """The server is back after half a minute, once epochs have ended without it."""
+    process, model = start(EXECUTORS, tracking_uri=mlflow_server.uri)
+    checkpoints = model / "checkpoints"
+    wait_for((checkpoints / "epoch-0001/state.json").is_file, process, tmp_path)
+    mlflow_server.stop()
+    stopped = time.monotonic()
+    wait_for((checkpoints / "epoch-0002/state.json").is_file, process, tmp_path)
     os.kill(executor(model, 1), signal.SIGKILL)
-    log, told = finish(process, model, tmp_path, undisturbed)
+    wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
+    wait_for(lambda: time.monotonic() > stopped + 30, process, tmp_path)
+    mlflow_server.start()
+    log, told = finish(process, model, tmp_path, undisturbed, tracking_uri=mlflow_server.uri)
     assert re.search(EXECUTOR_LOST, told)
     assert "resume after epoch 2, step " in log
+    assert "metrics are kept until MLflow can be used again" in log
 
 
 @pytest.mark.spark
@@ -199,10 +168,7 @@ def test_a_full_disk_is_waited_for(start, tmp_path, undisturbed):
     try:
         process, model = start(LOCAL)
         wait_for((disk / "checkpoints/epoch-0001/state.json").is_file, process, tmp_path)
-        ballast = disk / "ballast"
-        with pytest.raises(OSError, match="No space left"), ballast.open("wb", 0) as stream:
-            while True:
-                stream.write(b"x" * 4096)
+        ballast = fill(disk)
         told = tmp_path / "fit.log"
         wait_for(lambda: "restart 1 in 1 s" in told.read_text(), process, tmp_path)
         ballast.unlink()
@@ -213,10 +179,10 @@ def test_a_full_disk_is_waited_for(start, tmp_path, undisturbed):
 
 
 @pytest.mark.spark
-def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
+def test_with_servers_a_dead_worker_ends_nothing_but_a_dead_executor_or_server_the_attempt(
     start, tmp_path, undisturbed, prepared, short
 ):
-    process, model = start("local[5]", "spark_parameter_server")
+    process, model = start("local-cluster[5,1,1024]", "spark_parameter_server")
     checkpoints, attempt = model / "checkpoints", model / "launch" / "attempt-0001"
     wait_for((checkpoints / "epoch-0001/state.json").is_file, process, tmp_path)
     os.kill(worker(model, 1), signal.SIGKILL)
@@ -225,17 +191,21 @@ def test_with_servers_a_dead_worker_ends_nothing_and_a_dead_server_the_attempt(
     steps = math.ceil(prepared.train.num_sequences / short.train.global_batch_size)
     assert tf.train.load_variable(weights, "model/step/.ATTRIBUTES/VARIABLE_VALUE") == steps
     assert len(list((checkpoints / "epoch-0001").glob("weights.data-*-of-00003"))) == 3
-    wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
+    wait_for((checkpoints / "epoch-0002/state.json").is_file, process, tmp_path)
     assert "worker 1: killed by SIGKILL; it starts again" in (attempt / "rank-1.log").read_text()
+    os.kill(executor(model, 3), signal.SIGKILL)
+    wait_for((checkpoints / "epoch-0003/state.json").is_file, process, tmp_path)
     os.kill(worker(model, 4), signal.SIGKILL)
     code = process.wait(PATIENCE)
     told = (tmp_path / "fit.log").read_text()
     assert code == 0, told
-    assert re.findall(r"restart 1 in 1 s: worker 4 on .*: killed by SIGKILL", told)
-    assert "restart 2" not in told
+    assert re.search(EXECUTOR_LOST, told)
+    assert re.search(r"restart 2 in 1 s: worker 4 on .*: killed by SIGKILL", told)
+    assert "restart 3" not in told
     assert re.search(r"divided: .*user_id/embeddings in 2", (attempt / "rank-0.log").read_text())
-    log = (model / "launch" / "attempt-0002" / "rank-0.log").read_text()
-    assert "resume after epoch 3, step " in log
+    logs = [(model / f"launch/attempt-{n:04d}/rank-0.log").read_text() for n in (2, 3)]
+    assert "resume after epoch 2, step " in logs[0]
+    assert "resume after epoch 3, step " in logs[1]
     # Steps are not taken in order, so nothing is equal, but all is learned.
     trained = TrainedModel.load(model)
     assert len(trained.curves["loss"]) == EPOCHS

@@ -8,8 +8,9 @@ import pytest
 import typer
 import yaml
 
-from recsys.cli import _config_file, app
+from recsys.cli import app
 from recsys.config import load_config
+from recsys.opened import config_file
 from recsys.steps import steps_of
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def jobs():
 
 def steps():
     """Those of the config that the job runs, and the watch over what they made."""
-    return [*steps_of(load_config(_config_file("eshop_clothing"))), "monitor"]
+    return [*steps_of(load_config(config_file("eshop_clothing"))), "monitor"]
 
 
 def test_each_task_calls_a_step_that_exists_with_options_it_has():
@@ -89,7 +90,7 @@ def test_the_overrides_of_the_job_fit_the_config(warm_start):
                 (r"\$\{var\.(\w+)\}", {name: v["default"] for name, v in given.items()}),
             ):
                 changes = [re.sub(pattern, lambda m, k=known: k[m[1]], c) for c in changes]
-            config = load_config(_config_file("eshop_clothing"), changes)
+            config = load_config(config_file("eshop_clothing"), changes)
             assert config.cluster.master is None
             assert config.cluster.experiment.startswith("/")
             assert config.train.warm_start == warm_start

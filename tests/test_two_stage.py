@@ -1,9 +1,6 @@
 """Two stages through the command: what a run makes of a config with a `ranking` section."""
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -21,7 +18,6 @@ from recsys.config import load_config
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 
-RECSYS = Path(sys.executable).with_name("recsys")
 SETTINGS = [
     "ranking.candidates=20",
     "ranking.epochs=3",
@@ -36,14 +32,13 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def two_stages(prepared, clicks_config, tmp_path_factory):
+def two_stages(prepared, clicks_config, command, spark, tmp_path_factory):
     """Folder of a run of two stages, on data that another run has prepared; read-only."""
     folder = tmp_path_factory.mktemp("two_stages") / "run"
     RunFolder(folder).freeze(load_config(clicks_config, SETTINGS))
     shutil.copytree(prepared.directory, folder / "data")
-    command = [RECSYS, "run", "--config", clicks_config, "--run-dir", folder]
-    command += [part for setting in SETTINGS for part in ("--set", setting)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    changes = [part for setting in SETTINGS for part in ("--set", setting)]
+    answer = command("run", "--config", clicks_config, "--run-dir", folder, *changes)
     assert answer.returncode == 0, answer.stderr
     (folder.parent / "shown.txt").write_text(answer.stdout)
     return folder

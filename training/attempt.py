@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,21 @@ class Attempt:
     def log(self, rank: int) -> Path:
         """File that takes all that a worker prints."""
         return self.folder / f"rank-{rank}.log"
+
+    def note_host(self, rank: int, host: str) -> None:
+        """Note where a worker runs, for the day that it cannot say so itself."""
+        # A full disk is not to end what it does not hinder.
+        with suppress(OSError):
+            self._host(rank).write_text(host, "utf-8")
+
+    def host(self, rank: int) -> str:
+        """Where a worker runs, as far as that was noted."""
+        with suppress(OSError):
+            return self._host(rank).read_text("utf-8") or "an unknown host"
+        return "an unknown host"
+
+    def _host(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}.host"
 
     def give_sign(self, rank: int, sign: str) -> None:
         """Leave a sign of life, other than the last."""

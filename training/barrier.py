@@ -25,7 +25,7 @@ from pyspark import BarrierTaskContext
 
 from recsys.config import Cluster
 from training.attempt import DONE, STARTING, Attempt, Failure
-from training.session import job_group
+from training.session import job_group, watched
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -68,7 +68,7 @@ def run_workers(
     with job_group(spark, f"{len(jobs)} training tasks") as cancel:
         watch = _Watch(attempt, len(jobs), cluster.heartbeat_timeout_seconds, cancel)
         try:
-            with watch:
+            with watched(watch.run):
                 rows = context.parallelize(range(len(jobs)), len(jobs))
                 rows.barrier().mapPartitions(task).collect()
         except Exception as error:
@@ -89,7 +89,7 @@ def run_workers(
 
 
 class _Watch:
-    """While entered, a thread that cancels the job when a worker gives no sign of life."""
+    """Cancels the job when a worker gives no sign of life."""
 
     def __init__(
         self, attempt: Attempt, workers: int, timeout: float, cancel: Callable[[], None]
@@ -100,18 +100,10 @@ class _Watch:
         self._start_seconds = max(_START_SECONDS - timeout, 0)
         start = time.monotonic() + self._start_seconds
         self._last = dict.fromkeys(range(workers), ("", start))
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(_POLL_SECONDS):
+    def run(self, over: threading.Event) -> None:
+        """Look until the job is over, or has been cancelled."""
+        while not over.wait(_POLL_SECONDS):
             if max(map(self._silence, self._last)) > self._timeout:
                 # Frozen processes cannot end themselves: Spark kills the tasks, Linux with them
                 # the workers. First of all, as notes need a disk.
@@ -126,7 +118,7 @@ class _Watch:
             silence = self._silence(rank)
             if silence > seconds:
                 told = f"no sign of life for {silence:.0f} s (cluster.heartbeat_timeout_seconds)"
-                self._attempt.fail(_lost(self._attempt, rank, "?", told))
+                self._attempt.fail(_lost(self._attempt, rank, told))
 
     def _silence(self, rank: int) -> float:
         """Seconds since the last sign of life; none after the work is done."""
@@ -152,6 +144,7 @@ def _task(
     context = BarrierTaskContext.get()
     attempt, rank = Attempt(folder), context.partitionId()
     host = context.getTaskInfos()[rank].address.split(":")[0]
+    attempt.note_host(rank, host)
     with _reserved_port() as port:
         place = {"TF_CONFIG": _place(jobs, context.allGather(f"{host}:{port}"), rank)}
         environment = {**_BRIEF, **os.environ, **forwarded, **_own(context), **place}
@@ -164,7 +157,7 @@ def _task(
                 return iter(())
             told = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             if not more or attempt.is_abandoned():
-                attempt.fail(_lost(attempt, rank, host, told))
+                attempt.fail(_lost(attempt, rank, told))
                 raise RuntimeError(f"worker {rank} on {host}: {told}; log {attempt.log(rank)}")
             attempt.note_restart(rank, told)
             more -= 1
@@ -204,8 +197,9 @@ def _ended(process: subprocess.Popen[bytes], attempt: Attempt, rank: int) -> int
     return process.wait()
 
 
-def _lost(attempt: Attempt, rank: int, host: str, message: str) -> Failure:
-    return Failure(kind="lost", rank=rank, host=host, log=attempt.log(rank), message=message)
+def _lost(attempt: Attempt, rank: int, message: str) -> Failure:
+    host, log = attempt.host(rank), attempt.log(rank)
+    return Failure(kind="lost", rank=rank, host=host, log=log, message=message)
 
 
 def _own(context: BarrierTaskContext) -> dict[str, str]:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from recsys.config import Cluster
 from training.attempt import WorkersLost
-from training.session import job_group
+from training.session import job_group, watched
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _PROBE_SECONDS = 120.0
 #: A lost executor is replaced in that time, if it is at all.
 _SLOT_SECONDS = 60.0
+_POLL_SECONDS = 1.0
 
 
 class ClusterError(RuntimeError):
@@ -78,7 +79,7 @@ def _workers_with_slots(spark: SparkSession, cluster: Cluster) -> int:
     others = len(cluster.jobs(0))
     deadline = time.monotonic() + _SLOT_SECONDS
     while (slots := _slots(spark)) - others < cluster.workers and time.monotonic() < deadline:
-        time.sleep(1.0)
+        time.sleep(_POLL_SECONDS)
     if slots - others < fewest:
         beside = f", {others} more of chief and servers" if others else ""
         raise ClusterError(
@@ -119,27 +120,42 @@ def _probed(
     spark: SparkSession, look: Callable[[Iterable[int]], Iterator[dict[str, str]]], workers: int
 ) -> list[dict[str, str]]:
     """Reports of so many tasks, or a clear word when they take too long."""
-    late = threading.Event()
     with job_group(spark, "check of the cluster") as cancel:
-
-        def end() -> None:
-            late.set()
-            cancel()
-
-        timer = threading.Timer(_PROBE_SECONDS, end)
-        timer.start()
+        patience = _Patience(lambda: _slots(spark) < workers, cancel)
         try:
-            tasks = spark.sparkContext.parallelize(range(workers), workers).barrier()
-            return tasks.mapPartitions(look).collect()
+            with watched(patience.run):
+                tasks = spark.sparkContext.parallelize(range(workers), workers).barrier()
+                return tasks.mapPartitions(look).collect()
         except Exception as error:
-            if late.is_set():
-                raise ClusterError(
+            raise patience.reason or _explained(error) from error
+
+
+class _Patience:
+    """Cancels a job that cannot start any more, or takes too long.
+
+    Spark starts no task of a barrier job before all have a slot: one whose host was cut off after
+    the job was submitted would be waited for without end.
+    """
+
+    def __init__(self, shrunk: Callable[[], bool], cancel: Callable[[], None]) -> None:
+        self.reason: ClusterError | WorkersLost | None = None
+        self._shrunk = shrunk
+        self._cancel = cancel
+
+    def run(self, over: threading.Event) -> None:
+        """Look until the job is over, or has been cancelled."""
+        deadline = time.monotonic() + _PROBE_SECONDS
+        while not over.wait(_POLL_SECONDS):
+            if self._shrunk():
+                self.reason = WorkersLost("an executor was lost before the workers started")
+            elif time.monotonic() > deadline:
+                self.reason = ClusterError(
                     f"executors have not answered within {_PROBE_SECONDS:.0f} s: a mount of theirs "
                     "may hang, or their Python may not start; Spark's log of the executors tells"
-                ) from error
-            raise _explained(error) from error
-        finally:
-            timer.cancel()
+                )
+            if self.reason:
+                self._cancel()
+                return
 
 
 def _gpus_per_task(spark: SparkSession) -> float | None:

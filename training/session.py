@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,19 @@ def job_group(spark: SparkSession, description: str) -> Iterator[Callable[[], No
         yield lambda: context.cancelJobGroup(group)
     finally:
         context.setLocalProperty(key, callers)
+
+
+@contextmanager
+def watched(look: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `look` in a thread beside the block; the event that it gets is set when that ends."""
+    over = threading.Event()
+    thread = threading.Thread(target=look, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _start_local(settings: dict[str, str], master: str, app_name: str) -> None:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import signal
 import socket
 import sys
@@ -33,6 +34,7 @@ from training.progress import idle_seconds
 #: Seconds between signs of life.
 BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
+_WHERE = re.compile(r"Graph execution error:|Detected at node |  File |\d+ root error")
 
 
 def main() -> None:
@@ -106,15 +108,20 @@ def _serve(attempt: Attempt) -> None:
 
 
 def _failure(error: BaseException, attempt: Attempt, rank: int) -> Failure:
-    text = str(error).strip().split("\n", 1)[0]
     return Failure(
         kind=failure_kind(error),
         rank=rank,
         host=socket.gethostname(),
         log=attempt.log(rank),
-        message=f"{type(error).__name__}: {text}",
+        message=f"{type(error).__name__}: {_told(error)}",
         trace=traceback.format_exc(),
     )
+
+
+def _told(error: BaseException) -> str:
+    """First line of what happened; TensorFlow begins with where in the code it did."""
+    lines = filter(str.strip, str(error).splitlines())
+    return next((line.strip() for line in lines if not _WHERE.match(line)), "")
 
 
 def failure_kind(error: BaseException) -> FailureKind:

@@ -1,4 +1,9 @@
+import signal
+import subprocess
+import sys
+
 import pytest
+from killed_at import COUNT
 
 from recsys.atomic import replaced, write_atomically
 
@@ -50,3 +55,33 @@ def test_leftovers_of_a_killed_process_are_not_taken_over(tmp_path):
     with replaced(tmp_path / "export") as folder:
         assert names(folder) == []
     assert names(tmp_path) == ["export"]
+
+
+# Replaces a folder, and kills itself at the change of the file system whose number is given.
+KILLED = f"""{COUNT}
+from recsys.atomic import replaced
+
+sys.addaudithook(count)
+with replaced(target) as folder:
+    (folder / "text").write_text("new")
+"""
+
+
+def test_killed_at_any_step_the_next_call_finds_a_whole_folder(tmp_path):
+    target, kept = tmp_path / "export", []
+    for step in range(20):
+        target.mkdir()
+        (target / "text").write_text("old")
+        command = [sys.executable, "-c", KILLED, str(target), str(step)]
+        code = subprocess.run(command, check=False).returncode
+        with pytest.raises(OSError, match="disk full"), replaced(target):
+            raise OSError("disk full")
+        assert names(tmp_path) == ["export"]
+        kept.append((target / "text").read_text())
+        (target / "text").unlink()
+        target.rmdir()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert "".join(kept).count("oldnew") == 1
+    assert kept.count("new") > 2

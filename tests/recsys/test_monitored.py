@@ -1,7 +1,4 @@
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,15 +6,21 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from recsys.artifacts import ArtifactError, PreparedData, RegisteredModel, Scoring
+from recsys.artifacts import (
+    ArtifactError,
+    ExportedModel,
+    PreparedData,
+    RegisteredModel,
+    Scoring,
+)
 from recsys.drift_report import DriftReport
 from recsys.monitored import _training_data, monitored
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
+from serving_export.lineage import remember
+from serving_export.registry import connect
 
 pytestmark = pytest.mark.spark
-
-RECSYS = Path(sys.executable).with_name("recsys")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_the_day_of_the_training_is_quiet_and_on_the_run_in_mlflow(run, spark):
     assert logged == {f"monitoring/{name}" for name in ("manifest.json", "drift.txt", "drift.png")}
 
 
-def test_drift_is_exit_code_3_and_leaves_the_scores(run):
+def test_drift_is_exit_code_3_and_leaves_the_scores(run, spark, command, caplog):
     """Everybody has clicked one item, the same; the command says so, as a nightly job calls it."""
     data = run.load("prepare", PreparedData)
     folder = data.directory / data.users
@@ -58,14 +61,10 @@ def test_drift_is_exit_code_3_and_leaves_the_scores(run):
     folder.mkdir()
     pq.write_table(users.set_column(place, "history", history), folder / "part-00000.parquet")
     before = Scoring.load(run.directory("score"))
-    answer = subprocess.run(
-        [RECSYS, "monitor", "--run-dir", run.folder.path],
-        capture_output=True, text=True, check=False, env=dict(os.environ),
-    )  # fmt: skip
+    answer = command("monitor", "--run-dir", run.folder.path)
     assert answer.returncode == 3, answer.stderr
-    assert "drift: psi of history: found " in answer.stderr
-    assert "recsys: drift exceeds 4 limits of `monitoring`" in answer.stderr
-    assert "Traceback" not in answer.stderr
+    assert "drift: psi of history: found " in caplog.text
+    assert answer.stderr == "recsys: drift exceeds 4 limits of `monitoring`\n"
     assert answer.stdout == (run.folder.path / "monitoring" / "drift.txt").read_text()
     report = DriftReport.load(run.folder.path / "monitoring")
     assert [(alarm.of, alarm.measure) for alarm in report.alarms] == [
@@ -95,18 +94,22 @@ def test_data_of_the_training_that_changed_or_are_gone_are_no_reference(
 ):
     client = MlflowClient(f"sqlite:///{run.folder.path.parent / 'mlflow.db'}")
     run_id, scoring = run.load("register", RegisteredModel).run_id, run.load("score", Scoring)
+    connect(client.tracking_uri)
+    exported, settings = run.load("export", ExportedModel), run.config.export
+    learned = PreparedData.load(finished_run / "data")
     try:
         client.set_tag(run_id, "recsys.run_dir", str(tmp_path))
+        remember(run_id, exported, learned, settings)
         with pytest.raises(
             ArtifactError, match=r"which are gone: keep the run folder .*--reference"
         ):
             _training_data(scoring, None)
-        data = PreparedData.load(finished_run / "data")
-        later = data.created_at.replace(year=2099)
+        later = learned.created_at.replace(year=2099)
         (tmp_path / "data").mkdir()
-        data.model_copy(update={"directory": tmp_path / "data", "created_at": later}).save()
+        learned.model_copy(update={"directory": tmp_path / "data", "created_at": later}).save()
         with pytest.raises(ArtifactError, match=r"was prepared again at 2099-"):
             _training_data(scoring, None)
     finally:
         client.set_tag(run_id, "recsys.run_dir", str(finished_run))
-    assert _training_data(scoring, finished_run) == data
+        remember(run_id, exported, learned, settings)
+    assert _training_data(scoring, finished_run) == learned

@@ -3,7 +3,14 @@ from typer.testing import CliRunner
 
 from recsys.cli import app
 from recsys.config import ConfigError, load_config
-from recsys.overrides import as_overrides, check_space, check_tunable, value_of, with_values
+from recsys.overrides import (
+    as_overrides,
+    check_space,
+    check_tunable,
+    overridden,
+    value_of,
+    with_values,
+)
 
 VALUES = {
     "model.hidden": [128, 64],
@@ -144,3 +151,13 @@ def test_an_empty_space_cannot_be_tuned(config):
     check_space(config)
     with pytest.raises(ConfigError, match=r"tune\.space is empty: say what to vary, such as"):
         check_tunable(config)
+
+
+def test_overrides_are_taken_as_they_are_and_the_rest_stays(config):
+    odd = with_values(config, {"data.item_name": "a ${b} \x85"})
+    changed = overridden(odd, ["export.diversity={relevance: 0.5}", "evaluation.k=[1,20]"])
+    assert changed.data.item_name == "a ${b} \x85"
+    assert changed.export.diversity.relevance == 0.5
+    assert changed.evaluation.k == (1, 20)
+    with pytest.raises(ConfigError, match=r"export\.divers"):
+        overridden(config, ["export.divers=1"])

@@ -10,6 +10,8 @@ from recsys.artifacts import (
     EvaluationReport,
     ExportedModel,
     PreparedData,
+    Promotion,
+    RegisteredModel,
     Scoring,
 )
 from recsys.config import ConfigError, RunConfig
@@ -89,8 +91,9 @@ def test_a_ranker_is_not_asked_about_items_it_was_not_trained_with(run):
         Run(run.folder, ranking).reindex(run.folder.path)
 
 
-def test_the_present_model_is_exported_over_a_later_corpus(run, tmp_path):
+def test_the_present_model_is_exported_over_a_later_corpus(run, finished_run, tmp_path):
     """The later run has one item more, which no click has taught."""
+    shutil.copy(finished_run.parent / "mlflow.db", tmp_path)
     later = tmp_path / "later"
     shutil.copytree(run.directory("prepare"), later / "data")
     before, data = run.load("export", ExportedModel), PreparedData.load(later / "data")
@@ -111,6 +114,43 @@ def test_the_present_model_is_exported_over_a_later_corpus(run, tmp_path):
     assert after.digest != before.digest
     assert after.parity["exact"] == 1.0
     assert finished(run) == ["prepare", "fit", "evaluate", "export"]
+
+    run.do("register")
+    run.do("promote")
+    promotion = run.load("promote", Promotion)
+    assert (promotion.promoted, promotion.previous_version) == (True, "1")
+    assert not (run.directory("promote") / "champion").exists()
+    told = "it is the model of champion version 1, exported anew: the index alone counts"
+    assert promotion.reasons == [told]
+    items = f"items      {after.num_candidates} of {later / 'data'}"
+    assert items in run.registered.lineage(None).splitlines()
+
+
+def test_the_mlflow_run_has_what_came_out(finished_run):
+    run_id = RegisteredModel.load(finished_run / "registration").run_id
+    client = MlflowClient(f"sqlite:///{finished_run.parent / 'mlflow.db'}")
+    tags = client.get_run(run_id).data.tags
+    assert {"recsys.version", "recsys.versions.tensorflow", "recsys.schema_fingerprint"} <= set(
+        tags
+    )
+    exported = ExportedModel.load(finished_run / "export")
+    logged = {
+        file.path
+        for folder in ("data", "model", "evaluation", "export", "lineage")
+        for file in client.list_artifacts(run_id, folder)
+    }
+    assert {
+        "data/manifest.json",
+        "model/manifest.json",
+        "model/curves.png",
+        "evaluation/manifest.json",
+        "evaluation/summary.txt",
+        "evaluation/baselines.png",
+        "export/manifest.json",
+        "export/index.txt",
+        "export/index.png",
+        f"lineage/{exported.digest}.json",
+    } <= logged
 
 
 def test_the_next_fit_may_begin_with_another_model_unless_one_was_interrupted(run, finished_run):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -6,8 +7,10 @@ import pytest
 import tensorflow as tf
 from mlflow import MlflowClient
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from typer.testing import CliRunner
 
-from recsys.artifacts import ArtifactError, ExportedModel, RegisteredModel
+from recsys.artifacts import ArtifactError, ExportedModel, Promotion, RegisteredModel
+from recsys.cli import app
 from recsys.pipeline import Run
 from recsys.run_folder import RunFolder
 
@@ -61,3 +64,38 @@ def check_filters(extra):
     prices = np.concatenate([tf.make_ndarray(inputs["filter_price"]) for inputs in warm])
     assert np.isnan(prices).any()
     assert (prices > 16).any()
+
+
+def asked(command, *arguments):
+    """What a command of `recsys` prints."""
+    done = CliRunner().invoke(app, [command, *map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout.splitlines()
+
+
+def test_a_champion_exported_with_other_settings_takes_over_and_goes(run, tmp_path):
+    """Every command of the hand-off, on a finished run."""
+    folder, models = ["--run-dir", run.folder.path], tmp_path / "models"
+    promoted = asked("champion", *folder)
+    assert promoted[0].startswith("champion   models:/planted/1 (MLflow run ")
+    assert promoted[1] == "gate       promoted"
+    lineage = asked("lineage", *folder)
+    assert lineage[0] == "model      models:/planted/1"
+    assert re.fullmatch(r"code       recsys \S+, git ([0-9a-f]{40}|unknown)", lineage[2])
+    assert lineage[-1].startswith("table      ")
+
+    asked("export", *folder, "--set", "export.overfetch=9")
+    assert not Promotion.exists(run.directory("promote"))
+    asked("register", *folder)
+    asked("promote", *folder)
+    assert asked("champion", *folder)[0].startswith("champion   models:/planted/2")
+    published = asked("publish", *folder, "--to", models)
+    assert published[0] == "published  models:/planted/2 as version 1"
+    item = asked("recommend", *folder, "--user", "u7", "--k", 1)
+    (tmp_path / "out.csv").write_text("item\ni3\n")
+    told = asked("availability", "--to", models, "--unavailable", tmp_path / "out.csv")
+    assert told[0].startswith(f"version 2 of {models}: 1 of ")
+    assert asked("withdraw", "--from", models)[0].endswith("servers return to version 1")
+    back = asked("rollback", *folder)
+    assert back == ["champion   models:/planted/1 (it was models:/planted/2)"]
+    assert asked("recommend", *folder, "--user", "u7", "--k", 1) == item

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 
 from recsys.artifacts import ArtifactError, TrainedModel
-from recsys.cli import _config_file
 from recsys.config import ConfigError, load_config
+from recsys.opened import config_file
 from recsys.overrides import with_values
 from recsys.starting_model import check_fits, check_learned_before
 
@@ -14,7 +14,7 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 @pytest.fixture
 def config():
-    return load_config(_config_file("eshop_clothing"), ["train.warm_start=champion"])
+    return load_config(config_file("eshop_clothing"), ["train.warm_start=champion"])
 
 
 def trained(config, **changes):

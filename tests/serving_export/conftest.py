@@ -31,10 +31,14 @@ from recsys.artifacts import (
     VocabularyFile,
 )
 from recsys.config import RunConfig
+from recsys.dataset import read_corpus
 from recsys.features import raw_signature
-from recsys.schema import Feature
+from recsys.schema import Feature, Schema
+from serving_export.index import Effort, ExactIndex, ScannIndex
 from serving_export.registry import connect, register
-from serving_export.savedmodel import export
+from serving_export.retriever import Retriever
+from serving_export.savedmodel import _write, export
+from serving_export.searcher import Structure, train
 
 DIM = 8
 NUM_ITEMS = 60
@@ -198,8 +202,58 @@ def write_data(directory: Path, num_items: int = NUM_ITEMS, exclude_seen: bool =
     ).save()
 
 
-def write_model(data: PreparedData, directory: Path, seed: int = 3) -> TrainedModel:
-    towers = Towers(data, seed)
+class Clicks(Towers):
+    """Queries of a user's id and what was clicked, maybe with the kind of each click."""
+
+    def embed_query(self, **raw):
+        present = tf.cast(raw["history"] != "", tf.float32)[..., tf.newaxis]
+        clicked = self.vector("item_id", raw["history"])
+        if "event_history" in raw:
+            clicked += self.vector("event", raw["event_history"])
+        total = tf.reduce_sum(clicked * present, axis=1)
+        return {"embedding": total + self.vector("user_id", raw["user_id"])}
+
+
+def write_version(directory: Path, events: bool = False) -> Path:
+    """A version as it is downloaded: users with histories, and ScaNN's variant a small tree.
+
+    With `events` they have a second history, of the kinds of events, and both variants are exact.
+    """
+    query = [
+        Feature(name="user_id", side="query", kind="id", column="user"),
+        Feature(name="history", side="query", kind="history", of="item_id", length=5),
+    ]
+    if events:
+        query += [
+            Feature(name="event_history", side="query", kind="history", of="event", length=5),
+            Feature(name="event", side="context", kind="category"),
+        ]
+    features = Schema(features=(*query, *(f for f in FEATURES if f.side == "candidate")))
+    data = write_data(directory / "data", num_items=400)
+    known = dict(zip(("item_id", "user_id", "event"), data.vocabularies.values(), strict=True))
+    data = data.model_copy(update={"features": features, "vocabularies": known})
+    towers = tf.saved_model.load(
+        str(write_model(data, directory / "model", 3, Clicks).directory / "towers")
+    )
+    corpus = read_corpus(data)
+    candidates = {name: tf.constant(values) for name, values in corpus.features.items()}
+    embeddings = towers.signatures["embed_candidate"](**candidates)["embedding"].numpy()
+    # Leaves that hold fewer than k would make a batch search all.
+    effort = Effort(k=10, num_leaves=20, leaves_to_search=6, reorder=12)
+    exact = ExactIndex(embeddings)
+    tree = (
+        exact if events else ScannIndex(train(embeddings, Structure("tree", 20, 2.0)), 400, effort)
+    )
+    contract = {"features": features.model_dump(mode="json")["features"]}
+    for name, index in (("exact", exact), ("scann", tree)):
+        _write(Retriever(towers, index, corpus, data), directory / "artifacts" / name, contract)
+    shutil.rmtree(directory / "data")
+    shutil.rmtree(directory / "model")
+    return directory
+
+
+def write_model(data: PreparedData, directory: Path, seed: int = 3, kind=Towers) -> TrainedModel:
+    towers = kind(data, seed)
     signatures = {
         name: tf.function(embed).get_concrete_function(**raw_signature(features))
         for name, embed, features in (
@@ -247,7 +301,7 @@ def _dense(lists, width):
 
 
 def write_report(
-    directory: Path, ranks, lifts, fingerprint="same data", splits=None
+    directory: Path, ranks, lifts, fingerprint="same data", splits=None, margin=0.04
 ) -> EvaluationReport:
     """An evaluation of one query per rank, or as `splits` says; `lifts` of ndcg@10 by baseline."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -257,7 +311,7 @@ def write_report(
     arrays |= {} if splits is None else {"splits": np.asarray(splits)}
     np.savez(directory / "per_query.npz", **arrays)
     estimates = {
-        name: {"ndcg@10": Estimate(value=lift, low=lift - 0.1, high=lift + 0.1)}
+        name: {"ndcg@10": Estimate(value=lift, low=lift - margin, high=lift + margin)}
         for name, lift in lifts.items()
     }
     return EvaluationReport(
@@ -333,6 +387,18 @@ def variants(world):
 def data(tmp_path_factory):
     """Prepared data like the world's, to ask its models with."""
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory):
+    """A version that knows users and their histories, on a tree; see `write_version`."""
+    return write_version(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def shop_of_events(tmp_path_factory):
+    """A version with two histories, see `write_version`."""
+    return write_version(tmp_path_factory.mktemp("shop_of_events"), events=True)
 
 
 @pytest.fixture(scope="session")

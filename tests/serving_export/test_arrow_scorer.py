@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from recsys.artifacts import ArtifactError
-from serving_export.arrow_scorer import ArrowScorer, _input
+from serving_export import arrow_scorer
+from serving_export.arrow_scorer import ArrowScorer, _input, cut
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_vector_that_is_missing_is_empty_in_a_filter_and_zeros_elsewhere():
     column = pa.array([[1.0, None], None, [None, 2.0]], pa.list_(pa.float64()))
     spec = {"dtype": "float32", "shape": [None, 2]}
     for empty in (np.nan, 0.0):
-        found = _input("filter_price", column, spec, empty)
+        found = _input("filter_price", column, spec, 0, empty)
         expected = [[1, np.nan], [empty, empty], [np.nan, 2]]
         np.testing.assert_array_equal(found, np.array(expected, np.float32))
 
@@ -95,3 +96,55 @@ def test_the_logged_file_answers_the_same(scorer, registry, tiny):
     assert scorer.answer({"history": pa.array(histories)}, 6, 4).field("items").to_pylist() == list(
         answers["ids"]
     )
+
+
+@pytest.fixture(scope="module")
+def with_events(shop_of_events):
+    return ArrowScorer(shop_of_events)
+
+
+@pytest.mark.parametrize("events", [None, pa.nulls(2), pa.array([[], None], pa.list_(pa.string()))])
+def test_an_answer_does_not_depend_on_who_else_is_asked_for(with_events, tiny, events):
+    """Two histories of the same events, one of which nobody has; then somebody has it."""
+    histories = [[tiny.item(3), tiny.item(7), tiny.item(5)], [tiny.item(9)]]
+    columns = {"history": pa.array(histories), "user_id": pa.array(["user 1", "user 2"])}
+    given = columns if events is None else columns | {"event_history": events}
+    alone = with_events.answer(given, 2, 6).field("items").to_pylist()
+    beside = {
+        "history": pa.array([*histories, [tiny.item(1)]]),
+        "user_id": pa.array(["user 1", "user 2", "user 3"]),
+        "event_history": pa.array([None, [], ["dk"]], pa.list_(pa.string())),
+    }
+    assert with_events.answer(beside, 3, 6).field("items").to_pylist()[:2] == alone
+    assert alone[0] != alone[1]
+
+
+def test_rows_are_parted_by_width(monkeypatch):
+    monkeypatch.setattr(arrow_scorer, "BATCH", 3)
+    monkeypatch.setattr(arrow_scorer, "CELLS", 10)
+    parts = cut(np.array([0, 50, 4, 0, 5, 1, 0, 6]))
+    assert [part.tolist() for part in parts] == [[0, 3, 6], [5, 2], [4], [7], [1]]
+    assert [part.tolist() for part in cut(np.array([], np.int64))] == [[]]
+
+
+def test_one_long_list_is_not_paid_for_by_all(with_events, tiny, monkeypatch):
+    """The rows beside it are asked for apart from it, and nobody's answer changes."""
+    long = [tiny.item(n) for n in range(300)]
+    exclusions = [long if n == 4 else [tiny.item(n)] for n in range(12)]
+    columns = {
+        "history": pa.array([[tiny.item(n), tiny.item(n + 1)] for n in range(12)]),
+        "exclusions": pa.array(exclusions),
+    }
+    asked, part = [], ArrowScorer._part
+
+    def counted(self, few, rows, k):
+        asked.append((rows, max(map(len, few["exclusions"].to_pylist()))))
+        return part(self, few, rows, k)
+
+    monkeypatch.setattr(ArrowScorer, "_part", counted)
+    whole = with_events.answer(columns, 12, 5)
+    monkeypatch.setattr(arrow_scorer, "CELLS", 100)
+    apart = with_events.answer(columns, 12, 5)
+    assert asked == [(12, 300), (11, 1), (1, 300)]
+    assert apart.field("items").to_pylist() == whole.field("items").to_pylist()
+    assert not set(apart.field("items")[4].as_py()) & set(long)

@@ -101,7 +101,7 @@ def test_a_model_that_knows_no_list_does_not_follow_one_that_does(models, varian
             if part.name != "assets":
                 (tmp_path / name / part.name).symlink_to(part)
     publish_availability(models, ["strange"], keep=9)
-    with pytest.raises(ArtifactError, match=r"export\.availability: true"):
+    with pytest.raises(ArtifactError, match=r"--set export\.availability=true"):
         publish({n: tmp_path / n for n in VARIANTS}, data, REGISTERED, models, keep=9)
 
 

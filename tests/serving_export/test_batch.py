@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -243,6 +244,11 @@ def test_other_users_or_another_k_are_no_continuation(spark, users, config, tmp_
         "user", "history", "member", "basket + 1 AS basket", "taste", "exclusions"
     )
     assert batch._content(changed, "users") != content
+    # Spark's own hash of these columns is the same.
+    types = "user string, country string, page string, seen array<string>, past array<string>"
+    rows = [("u", "dk", None, ["a", "b"], ["c"]), ("u", None, "dk", ["a"], ["b", "c"])]
+    one, other = (spark.createDataFrame([row], types) for row in rows)
+    assert batch._content(one, "users") != batch._content(other, "users")
 
 
 def test_sql_asks_the_model_and_names_are_those_of_features(spark, users, config, tmp_path):
@@ -261,14 +267,71 @@ def test_sql_asks_the_model_and_names_are_those_of_features(spark, users, config
             row["answer"]["scores"], frame.loc[row["user"], "scores"], atol=1e-5
         )
         assert len(row["short"]) == 2
-    with pytest.raises(PythonException, match=r"takes a struct of query features by name"):
+    told = r"expected recommend\(history, member, country, basket, clicked_at, taste, k\)"
+    with pytest.raises(PythonException, match=told):
         spark.sql("SELECT recommend(history, 4) FROM tiny_users").collect()
+    with pytest.raises(PythonException, match=r"did you mean 'history' by 'user_history'\?"):
+        spark.sql("SELECT recommend(struct(history AS user_history), 4) FROM tiny_users").collect()
 
 
 def test_a_table_without_users_is_refused(spark, users, config, tmp_path):
     spark.read.parquet(users[0]).drop("user").write.parquet(str(tmp_path / "no"))
     with pytest.raises(ArtifactError, match=r"no column 'user', only history, member"):
         score(config, spark, str(tmp_path / "no"), tmp_path / "scoring", "tiny/1")
+
+
+def test_a_table_that_cannot_tell_who_asks_is_refused(spark, users, config, tmp_path):
+    table = spark.read.parquet(users[0]).selectExpr("user", "history AS user_history", "basket")
+    table.write.parquet(str(tmp_path / "no"))
+    told = (
+        r"expected 'history' or 'member', found user, user_history, basket \(did you mean 'history'"
+    )
+    with pytest.raises(ArtifactError, match=told):
+        score(config, spark, str(tmp_path / "no"), tmp_path / "scoring", "tiny/1")
+    assert not (tmp_path / "scoring").exists()
+
+
+def test_columns_that_the_model_does_not_know_are_told(shop, caplog):
+    batch._check(["user", "user_id", "history"], shop, "users")
+    assert not caplog.text
+    batch._check(["user", "user_id", "user_history"], shop, "users")
+    assert (
+        "does not know: 'user_history' (did you mean 'history' by 'user_history'?)" in caplog.text
+    )
+
+
+@pytest.fixture
+def shop_version(registry, shop):
+    """Version 1 of the model `shop` in the registry: users and their histories, on a tree."""
+    connect(registry.uri)
+    yield _registered("shop", shop)
+    mlflow.MlflowClient().delete_registered_model("shop")
+
+
+def _registered(name, source):
+    mlflow.MlflowClient().create_registered_model(name)
+    assert mlflow.MlflowClient().create_model_version(name, str(source)).version == 1
+    return f"{name}/1"
+
+
+def test_sql_asks_the_model_of_the_registry_that_is_connected(
+    spark, config, registry, shop, shop_version, tiny, tmp_path
+):
+    """Another one has the same name and number."""
+    query = f"SELECT recommend('user 1', array('{tiny.item(3)}'), 5).items"
+    register_function(config, spark, tmp_path, shop_version)
+    first = spark.sql(query).collect()
+    shutil.copytree(shop, tmp_path / "other")
+    for file in (tmp_path / "other").glob("artifacts/*/assets/item_id.txt*"):
+        file.write_text("\n".join(reversed(file.read_text().splitlines())) + "\n")
+    shutil.copy(registry.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.MlflowClient().delete_registered_model("shop")
+    register_function(config, spark, tmp_path, _registered("shop", tmp_path / "other"))
+    other = spark.sql(query).collect()
+    connect(registry.uri)
+    register_function(config, spark, tmp_path, shop_version)
+    assert spark.sql(query).collect() == first != other
 
 
 def test_without_champion_says_what_to_do_and_leaves_the_last_result(

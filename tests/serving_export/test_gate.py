@@ -14,22 +14,48 @@ def test_each_counting_baseline_is_compared_and_als_is_not(tiny, tmp_path):
         "last_viewed": False,
         "markov": False,
     }
+    asked = "an interval above +0.0% is asked for"
     assert [str(c) for c in made if not c.holds] == [
-        "ndcg@10 +0.0% over last_viewed (interval -10.0% to +10.0%; fails, more than +0.0% is asked for)",
-        "ndcg@10 -2.0% over markov (interval -12.0% to +8.0%; fails, more than +0.0% is asked for)",
+        f"ndcg@10 +0.0% over last_viewed (interval -4.0% to +4.0%; fails, {asked})",
+        f"ndcg@10 -2.0% over markov (interval -6.0% to +2.0%; fails, {asked})",
     ]
 
 
-def test_margin_of_the_config_decides(tiny, tmp_path):
-    report = tiny.write_report(tmp_path, [1], {"popularity": 0.05})
-    config = tiny.run_config(gate={"metric": "ndcg@10", "min_lift_over_baselines": 0.06})
-    assert [c.holds for c in against_baselines(config, report)] == [False]
+@pytest.mark.parametrize(
+    ("least", "lift", "margin", "holds"),
+    [
+        (0.0, 0.018, 0.2, False),  # the gain may be chance
+        (0.0, 0.018, 0.01, True),
+        (0.06, 0.05, 0.01, False),
+        (0.06, 0.07, 0.05, True),  # enough, and surely a gain
+        (0.06, 0.07, 0.08, False),
+        (-0.01, -0.002, 0.004, True),  # surely loses less than 1 %
+        (-0.01, -0.002, 0.02, False),
+    ],
+)
+def test_margin_and_interval_decide(tiny, tmp_path, least, lift, margin, holds):
+    report = tiny.write_report(tmp_path, [1], {"popularity": lift}, margin=margin)
+    config = tiny.run_config(gate={"metric": "ndcg@10", "min_lift_over_baselines": least})
+    assert [c.holds for c in against_baselines(config, report)] == [holds]
+
+
+def test_a_champion_is_not_beaten_by_chance(tiny, tmp_path):
+    noise = np.random.default_rng(7).integers(0, 9, (2, 60))
+    ours = tiny.write_report(tmp_path / "ours", noise[0], {})
+    theirs = tiny.write_report(tmp_path / "theirs", noise[1], {})
+    pairs = [(ours, theirs), (theirs, ours)]
+    luckier, other = [against_champion(tiny.run_config(), *pair, "4") for pair in pairs]
+    if other.lift.value > 0:
+        luckier, other = other, luckier
+    assert luckier.lift.value > 0 > luckier.lift.low
+    assert [luckier.holds, other.holds] == [False, False]
 
 
 def test_a_second_stage_must_beat_the_first_but_by_no_margin(tiny, tmp_path):
     config = tiny.run_config(gate={"metric": "ndcg@10", "min_lift_over_baselines": 0.06})
-    for lift, holds in ((0.01, True), (0.0, False), (-0.01, False)):
-        report = tiny.write_report(tmp_path, [1], {"popularity": 0.5, "retrieval": lift})
+    for lift, holds in ((0.01, True), (0.001, False), (-0.01, False)):
+        lifts = {"popularity": 0.5, "retrieval": lift}
+        report = tiny.write_report(tmp_path, [1], lifts, margin=0.005)
         made = {c.rival: c.holds for c in against_baselines(config, report)}
         assert made == {"popularity": True, "retrieval": holds}
 

@@ -60,7 +60,7 @@ def test_the_warm_up_asks_for_all_that_queries_are_asked_for(published, served, 
     logs = [PredictionLog.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(file))]
     requests = [log.predict_log.request for log in logs]
     assert {(r.model_spec.name, r.model_spec.signature_name) for r in requests} == {
-        ("tiny", "recommend"), ("tiny", "serving_default"), ("tiny", "embed_query"),
+        ("recommender", "recommend"), ("recommender", "serving_default"), ("recommender", "embed_query"),
     }  # fmt: skip
     sizes = {tf.make_ndarray(r.inputs["member"]).size for r in requests}
     assert sizes == {1, 32}
@@ -117,6 +117,8 @@ def test_the_server_config_names_the_folder_that_publish_fills(variant, publishe
     config = text_format.Parse((SERVER / f"{variant}.config").read_text(), ModelServerConfig())
     (model,) = config.model_config_list.config
     assert model.base_path == f"/models/{variant}"
+    example = published / variant / "1" / "assets.extra" / "examples" / "request.pb"
+    assert PredictRequest.FromString(example.read_bytes()).model_spec.name == model.name
     assert model.model_version_policy.latest.num_versions == 1
     assert (published / model.base_path.removeprefix("/models/") / "1").is_dir()
     service = yaml.safe_load((SERVER / "compose.yaml").read_text())["services"][variant]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from pyspark.sql.functions import struct
 
+from serving_export.pyfunc import Recommender
 from serving_export.registry import connect
 
 FRESH = """
@@ -55,6 +57,18 @@ def test_absent_columns_and_missing_cells_mean_unknown(loaded, tiny):
     # MLflow's own check of the input loses the rows of a table without any column.
     alone = loaded.unwrap_python_model().predict(None, pd.DataFrame(index=[7]), {"k": 3})
     assert alone["ids"].to_dict() == {7: popular}
+
+
+def test_a_history_that_nobody_has_is_as_wide_as_the_others(shop_of_events, tiny):
+    """An answer does not depend on who else is asked for."""
+    model = Recommender()
+    folders = {name: str(shop_of_events / "artifacts" / name) for name in ("exact", "scann")}
+    model.load_context(SimpleNamespace(artifacts=folders))
+    histories = [[tiny.item(3), tiny.item(7)], [tiny.item(9)], [tiny.item(1)]]
+    frame = pd.DataFrame({"history": histories, "event_history": [None, [], ["dk"]]})
+    expected = model.predict(None, frame, {"k": 4})["ids"].tolist()[:2]
+    for few in (frame[:2], frame[["history"]][:2]):
+        assert model.predict(None, few, {"k": 4})["ids"].tolist() == expected
 
 
 def test_lists_end_where_nothing_is_left(loaded, tiny):
@@ -167,6 +181,29 @@ def test_spark_calls_it_as_a_function(spark, registry, world, tiny):
     for n, (member, _) in enumerate(rows):
         assert found[member]["ids"] == ids[n]
         np.testing.assert_allclose(found[member]["scores"], scores[n], atol=1e-5)
+
+
+def test_the_environment_that_it_declares_installs_and_answers(registry, world, tiny, tmp_path):
+    """MLflow makes a virtual environment of the declared requirements alone, and asks in there."""
+    frame = pd.DataFrame({"history": [[tiny.item(1)], []], "exclusions": [[""], [tiny.item(0)]]})
+    body = {"dataframe_split": frame.to_dict("split", index=False), "params": {"k": 3}}
+    (tmp_path / "asked.json").write_text(json.dumps(body))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", "models:/tiny/1"]
+    command += ["--env-manager", "uv", "-t", "json", "-i", "asked.json", "-o", "answer.json"]
+    # MLflow looks for `uv` on the path, as in an environment that was activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": registry.uri}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "answer.json").read_text())["predictions"]
+    ids, scores = tiny.ask(
+        world.models["exact"], [[tiny.item(1)], []], k=3, exclusions=[[""], [tiny.item(0)]]
+    )
+    assert [row["ids"] for row in rows] == ids
+    np.testing.assert_allclose([row["scores"] for row in rows], scores, atol=1e-5)
 
 
 def test_the_environment_that_it_declares_is_the_one_that_is_tested(registry, tmp_path):

@@ -36,9 +36,9 @@ def test_manifest_says_what_was_made(world, tiny):
     table = (exported.directory / "index.txt").read_text().splitlines()
     assert table[1].split()[:3] == ["brute_force", "*", "1.0000"]
     assert exported.fingerprint == exported.features.fingerprint
-    assert re.fullmatch(r"[0-9a-f]{64}", exported.digest)
+    assert re.fullmatch(r"[0-9a-f]{32}-[0-9a-f]{32}", exported.digest)
     assert sorted(p.name for p in exported.directory.iterdir()) == [
-        "exact", "index.png", "index.txt", "manifest.json", "scann",
+        "corpus.json", "exact", "index.png", "index.txt", "manifest.json", "scann",
     ]  # fmt: skip
 
 

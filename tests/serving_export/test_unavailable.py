@@ -54,7 +54,7 @@ def test_another_list_for_a_while_leaves_the_model(model):
 
 
 def test_a_model_without_a_list_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match=r"exported without `export\.availability: true`"):
+    with pytest.raises(ArtifactError, match=r"exported without `export\.availability`"):
         write_listing(tmp_path, ["a"])
     with pytest.raises(ArtifactError, match=f"^{tmp_path} "), with_listing({"one": tmp_path}, []):
         pass

@@ -25,6 +25,15 @@ def test_the_cause_is_found_among_the_failures(tmp_path):
     assert isinstance(attempt.diagnosis(""), WorkersLost)
 
 
+def test_a_worker_that_cannot_say_so_runs_where_its_task_noted(tmp_path):
+    attempt = Attempt.next_in(tmp_path)
+    assert attempt.host(0) == "an unknown host"
+    attempt.note_host(0, "10.0.0.7")
+    assert attempt.host(0) == "10.0.0.7"
+    (attempt.folder / "rank-1.host").touch()
+    assert attempt.host(1) == "an unknown host"
+
+
 def test_a_new_attempt_gives_the_earlier_ones_up(tmp_path):
     first = Attempt.next_in(tmp_path)
     assert not first.is_abandoned()

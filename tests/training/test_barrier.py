@@ -1,28 +1,10 @@
 import json
-import re
 import socket
-import time
 
 import pytest
 
 from recsys.config import Cluster
-from training.attempt import Attempt
 from training.barrier import _place, _reserved_port
-from training.distribute import launch
-
-
-@pytest.mark.spark
-@pytest.mark.parametrize("how", ["kill", "freeze"])
-def test_a_lost_worker_is_noticed_and_the_launch_restarted(
-    two_workers, launched, spark, tmp_path, caplog, how
-):
-    started = time.monotonic()
-    launch(launched.stumble, two_workers, tmp_path, how, folder=tmp_path, spark=lambda: spark)
-    assert time.monotonic() - started < 120
-    assert len(list((tmp_path / "launch").iterdir())) == 2
-    expected = {"kill": "killed by SIGKILL", "freeze": r"no sign of life for \d+ s"}[how]
-    assert re.search(expected, caplog.text)
-    assert Attempt(tmp_path / "launch" / "attempt-0001").is_abandoned()
 
 
 def test_nobody_else_gets_a_reserved_port():

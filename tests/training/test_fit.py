@@ -1,5 +1,4 @@
 import dataclasses
-import signal
 import subprocess
 import sys
 import time
@@ -18,11 +17,13 @@ from training.embeddings import two_tower_scorer
 from training.fit import _Inputs, _seed_all, fit
 
 FIT = """
+import logging
 import sys
 from pathlib import Path
 from recsys.artifacts import PreparedData
 from recsys.config import RunConfig
 from training.fit import fit
+logging.basicConfig(level="INFO")
 config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
 fit(config, PreparedData.load(Path(sys.argv[2])), Path(sys.argv[3]))
 """
@@ -66,91 +67,63 @@ def test_the_manifest_tells_the_training(trained, config):
     assert model.versions["tensorflow"] == tf.__version__
 
 
-def test_killed_in_the_middle_it_ends_like_an_undisturbed_one(trained, config, prepared, tmp_path):
-    undisturbed, _ = trained
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    command = [
-        sys.executable,
-        "-c",
-        FIT,
-        str(tmp_path / "config.json"),
-        str(prepared.directory),
-        str(tmp_path / "model"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    state = tmp_path / "model" / "checkpoints" / "epoch-0001" / "state.json"
-    deadline = time.monotonic() + 120
-    while not state.is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert state.is_file(), process.stderr.read().decode()
-    assert not TrainedModel.exists(tmp_path / "model")
-    resumed = fit(config, prepared, tmp_path / "model")
-    monitor = config.train.monitor
-    assert resumed.best_epoch == undisturbed.best_epoch
-    np.testing.assert_allclose(resumed.curves[monitor], undisturbed.curves[monitor], rtol=1e-6)
-    assert not list((tmp_path / "model").glob(".*unfinished"))
-
-
-def test_killed_within_an_epoch_it_goes_on_with_the_next_batch(config, prepared, tmp_path, caplog):
-    train = config.train.model_copy(update={"checkpoint_steps": 4, "epochs": 2})
-    config = config.model_copy(update={"train": train})
-    whole = fit(config, prepared, tmp_path / "whole")
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    command = [sys.executable, "-c", FIT, str(tmp_path / "config.json"), str(prepared.directory)]
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE)
-    wait_and_kill(process, tmp_path / "killed/checkpoints/epoch-0000-step-00000004/state.json")
-    with caplog.at_level("INFO"):
-        resumed = fit(config, prepared, tmp_path / "killed")
-    assert "resume after epoch 0, step " in caplog.text
-    for name, curve in whole.curves.items():
-        np.testing.assert_allclose(resumed.curves[name], curve, rtol=1e-6, err_msg=name)
-
-
-def wait_and_kill(process, file):
-    deadline = time.monotonic() + 240
-    while not file.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def test_a_refit_learns_the_validation_labels_and_survives_a_kill(config, prepared, tmp_path):
-    train = config.train.model_copy(update={"refit": True, "epochs": 3})
+def test_killed_within_an_epoch_and_in_the_refit_it_ends_like_an_undisturbed_one(
+    config, prepared, tmp_path, caplog
+):
+    """Trained in half precision; the refit learns the validation labels too."""
+    train = config.train.model_copy(update={"refit": True, "checkpoint_steps": 4, "epochs": 2})
     model = config.model.model_copy(update={"mixed_precision": True})
     config = config.model_copy(update={"train": train, "model": model})
     whole = fit(config, prepared, tmp_path / "whole")
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    command = [sys.executable, "-c", FIT, str(tmp_path / "config.json"), str(prepared.directory)]
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.PIPE)
-    wait_and_kill(
-        process, tmp_path / "killed" / "checkpoints" / "refit" / "epoch-0001" / "state.json"
-    )
-    assert not TrainedModel.exists(tmp_path / "killed")
-    # Trained in half precision, and saved as servers want it.
-    towers = tf.saved_model.load(str(whole.directory / whole.towers))
-    query = towers.signatures["embed_query"].graph.as_graph_def()
-    functions = [node for f in query.library.function for node in f.node_def]
-    casts = {node.attr["DstT"].type for node in [*query.node, *functions]}
-    assert tf.bfloat16.as_datatype_enum not in casts
-    killed = fit(config, prepared, tmp_path / "killed")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    start_and_kill(config, prepared, tmp_path, checkpoints)
+    told = start_and_kill(config, prepared, tmp_path, checkpoints / "refit")
+    assert "resume after epoch 0, step " in told
+    with caplog.at_level("INFO"):
+        killed = fit(config, prepared, tmp_path / "killed")
+    assert "resume after epoch 0, step " in caplog.text
+    for name, curve in whole.curves.items():
+        np.testing.assert_allclose(killed.curves[name], curve, rtol=1e-6, err_msg=name)
     assert killed.before_refit == "towers_before_refit"
     assert killed.learned_until == prepared.train.last_at
+    query = tf.saved_model.load(str(whole.directory / whole.towers)).signatures["embed_query"]
+    graph = query.graph.as_graph_def()
+    functions = [node for f in graph.library.function for node in f.node_def]
+    casts = {node.attr["DstT"].type for node in [*graph.node, *functions]}
+    assert tf.bfloat16.as_datatype_enum not in casts
     corpus = read_corpus(prepared)
-    queries = read_interactions(prepared, prepared.test, corpus)
-    scores = [
-        two_tower_scorer(m.directory / m.towers, prepared, corpus, queries.history).scores(
-            slice(0, 50)
-        )
-        for m in (whole, killed)
-    ]
-    np.testing.assert_allclose(*scores, atol=1e-5)
-    plain = config.model_copy(update={"train": train.model_copy(update={"refit": False})})
-    other = fit(plain, prepared, tmp_path / "plain")
-    towers = other.directory / other.towers
-    without = two_tower_scorer(towers, prepared, corpus, queries.history).scores(slice(0, 50))
-    assert not np.allclose(without, scores[0], atol=1e-3)
+    history = read_interactions(prepared, prepared.test, corpus).history
+    for name in ("towers", "towers_before_refit"):
+        scores = [
+            two_tower_scorer(m.directory / name, prepared, corpus, history).scores(slice(0, 50))
+            for m in (whole, killed)
+        ]
+        np.testing.assert_allclose(*scores, atol=1e-5, err_msg=name)
+    towers = whole.directory / "towers"
+    refitted = two_tower_scorer(towers, prepared, corpus, history).scores(slice(0, 50))
+    assert not np.allclose(scores[0], refitted, atol=1e-3)
+
+
+def start_and_kill(config, prepared, folder, checkpoints):
+    """Train in a process until there is a checkpoint in this folder; give what it has told."""
+    (folder / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", FIT, folder / "config.json", prepared.directory]
+    log = folder / f"{checkpoints.name}.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen([*command, folder / "killed"], stderr=stream)
+    deadline = time.monotonic() + 400
+    while not list(checkpoints.glob("*/state.json")) and time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    was_running = process.poll() is None
+    process.kill()
+    process.wait()
+    told = log.read_text()
+    assert was_running, told
+    assert list(checkpoints.glob("*/state.json")), told
+    assert not TrainedModel.exists(folder / "killed")
+    return told
 
 
 def test_a_seed_may_be_zero(config, prepared):

@@ -70,6 +70,17 @@ def test_an_executor_that_does_not_answer_is_told(two_workers, spark, tmp_path, 
         check_cluster(spark, two_workers, tmp_path)
 
 
+@pytest.mark.spark
+def test_tasks_that_have_no_slot_any_more_are_not_waited_for(
+    two_workers, spark, tmp_path, monkeypatch
+):
+    slots = iter([2])
+    monkeypatch.setattr("training.preflight._slots", lambda _: next(slots, 1))
+    monkeypatch.setattr("training.preflight._looking", hanging)
+    with pytest.raises(WorkersLost, match="an executor was lost before the workers started"):
+        check_cluster(spark, two_workers, tmp_path)
+
+
 def hanging(_token):
     driver = os.getpid()
 

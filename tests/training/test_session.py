@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from recsys.config import Cluster
-from training.session import JavaError, check_java, spark_session
+from training.session import JavaError, check_java, spark_session, watched
 
 
 def fake_java(folder, version):
@@ -88,3 +88,14 @@ def test_a_local_session_starts_quietly():
     ran = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == [f"1g false UTC 5 {sys.executable}", "2"]
     assert ran.stderr == ""
+
+
+def test_who_watches_a_block_is_told_that_it_is_over():
+    seen = []
+    with (
+        pytest.raises(RuntimeError, match="the job"),
+        watched(lambda over: seen.append(over.wait(60))),
+    ):
+        assert seen == []
+        raise RuntimeError("the job")
+    assert seen == [True]

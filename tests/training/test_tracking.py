@@ -1,15 +1,9 @@
-import os
 import pickle
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import suppress
 
 import pytest
-import requests
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
@@ -87,53 +81,10 @@ def test_a_worker_logs_to_the_run_of_the_driver(tracker):
     assert run.data.tags["recsys.spark_application"] == "app-1"
 
 
-class Server:
-    """A real `mlflow server`, which can be stopped and started again."""
-
-    def __init__(self, folder):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
-        place = ["--host", "127.0.0.1", "--port", str(self.port)]
-        with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(
-                [*command, *store, *place], stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with suppress(requests.ConnectionError):
-                requests.get(f"{self.uri}/health", timeout=10)
-                return
-            time.sleep(0.1)
-        raise AssertionError((self._folder / "server.log").read_text())
-
-    def stop(self):
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        # Its children may outlive it for a moment.
-        with suppress(TrackingError):
-            while True:
-                check_reachable(self.uri)
-                time.sleep(0.01)
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path)
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_a_server_that_is_away_during_a_fit_costs_no_epoch(
-    server, config, prepared, tmp_path, caplog
+    mlflow_server, config, prepared, tmp_path, caplog
 ):
-    cluster = Cluster(tracking_uri=server.uri)
+    cluster = Cluster(tracking_uri=mlflow_server.uri)
     train = config.train.model_copy(update={"epochs": 4, "patience": 4})
     config = config.model_copy(update={"cluster": cluster, "train": train})
     tracker = Tracker.open(config, tmp_path / "one", "token")
@@ -141,17 +92,17 @@ def test_a_server_that_is_away_during_a_fit_costs_no_epoch(
     def log_curves(curves):
         done = len(curves["loss"])
         if done == 2:
-            server.stop()
+            mlflow_server.stop()
         tracker.follow_curves(curves)
         if done == 3:
-            server.start()
+            mlflow_server.start()
 
     model = fit(config, prepared, tmp_path / "model", tracker.run_id, log_curves)
     assert caplog.text.count("metrics are kept until MLflow can be used again") == 2
     # The successor of a chief that was killed does not know what has been logged.
     pickle.loads(pickle.dumps(tracker)).log_curves(model.curves)
     for name, curve in model.curves.items():
-        history = MlflowClient(server.uri).get_metric_history(
+        history = MlflowClient(mlflow_server.uri).get_metric_history(
             tracker.run_id, name.replace("@", "_at_")
         )
         assert [(m.step, m.value) for m in history] == list(enumerate(curve, 1))

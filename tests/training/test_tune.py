@@ -22,13 +22,14 @@ from training.tune import tune
 RECSYS = Path(sys.executable).with_name("recsys")
 RATES = {"choices": [0.02, 0.00001]}
 SPACE = {"train.learning_rate": RATES, "model.hidden": {"choices": [[16], [8]]}}
-TRIALS = 4
-PATIENCE = 240
+TRIALS = 3
+PATIENCE = 400
 
 
 def tuned_config(config, space, **changes):
-    """Of few epochs; one finished trial is enough to prune the others."""
+    """Of few epochs and soon traced; one finished trial is enough to prune the others."""
     values = {"train.epochs": 2, "tune.startup_trials": 1, "tune.space": space}
+    values["model.history.kind"] = "mean"
     return with_values(config, values | changes)
 
 

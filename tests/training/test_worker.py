@@ -17,7 +17,7 @@ from recsys.artifacts import ArtifactError
 from training.attempt import Attempt, WorkerError, WorkersLost
 from training.barrier import _reserved_port
 from training.distribute import launch
-from training.worker import failure_kind
+from training.worker import _told, failure_kind
 
 #: A parent that starts a worker as a Spark task does, tells its process id, and waits.
 TASK = """
@@ -136,14 +136,26 @@ def test_what_another_attempt_may_mend_is_told_from_errors_of_the_code(error, ki
     assert failure_kind(error) == kind
 
 
+def test_what_happened_is_told_and_not_where_in_the_code():
+    where = """Graph execution error:
+
+Detected at node CollectiveReduceV2 defined at (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+
+"""
+    why = "Collective ops is aborted by: Deadline Exceeded\n\nRPC: /tensorflow.x/Heartbeat"
+    told = _told(errors.DeadlineExceededError(None, None, where + why))
+    assert told == "Collective ops is aborted by: Deadline Exceeded"
+    assert _told(ValueError("\nno such\ncolumn")) == "no such"
+    assert not _told(KeyboardInterrupt())
+
+
 @pytest.mark.spark
 def test_an_error_of_the_function_comes_back_from_its_worker_and_is_not_retried(
     two_workers, launched, spark, tmp_path
 ):
     with pytest.raises(WorkerError) as caught:
-        launch(
-            launched.stumble, two_workers, tmp_path, "raise", folder=tmp_path, spark=lambda: spark
-        )
+        launch(launched.stumble, two_workers, tmp_path, folder=tmp_path, spark=lambda: spark)
     told = str(caught.value)
     assert "worker 1 on" in told
     assert "KeyError: 'no such column'" in told

@@ -29,11 +29,12 @@ def build(prepared):
         random.normal(size=(len(corpus), 2)).astype(np.float32),
     )
 
+    encoder = FeatureEncoder(prepared)
+
     def make(kind, **settings):
         tf.keras.utils.set_random_seed(1)
         multitask = {"kind": kind, "experts": 2, "tower": [4]} | settings.pop("multitask", {})
         config = Ranking.model_validate(SMALL | settings | {"multitask": multitask})
-        encoder = FeatureEncoder(prepared)
         prior = np.full(len(config.tasks), -1.0)
         ranker = Multitask(config, prepared.features, encoder, items, 1, prior)
         ranker.compile(optimizer=tf.keras.optimizers.Adam(0.02))

@@ -18,12 +18,13 @@ def build(prepared):
     random = np.random.default_rng(1)
     vectors = random.normal(size=(len(corpus), 4)).astype(np.float32)
     statistics = random.normal(size=(len(corpus), 2)).astype(np.float32)
+    encoder = FeatureEncoder(prepared)
 
     def make(**settings):
         tf.keras.utils.set_random_seed(1)
         config = Ranking.model_validate({"dropout": 0.0, "attention_dim": 8} | settings)
         items = KnownItems(corpus, vectors, statistics)
-        ranker = Ranker(config, prepared.features, FeatureEncoder(prepared), items, 1, prior=-2.0)
+        ranker = Ranker(config, prepared.features, encoder, items, 1, prior=-2.0)
         ranker.compile(optimizer=tf.keras.optimizers.Adam(0.02))
         return ranker, corpus
 

@@ -44,12 +44,36 @@ def corpus(prepared):
     return read_corpus(prepared)
 
 
+@pytest.fixture(scope="module")
+def encoder(prepared):
+    return FeatureEncoder(prepared)
+
+
+@pytest.fixture(scope="module")
+def one_epoch(prepared, corpus, encoder):
+    """Batches of 32 sequences, as a training reads them; what makes them is traced once."""
+    return batches(prepared, corpus, encoder).cache()
+
+
+@pytest.fixture(scope="module")
+def batch(prepared, corpus, encoder):
+    return next(iter(batches(prepared, corpus, encoder, size=8)))
+
+
 @pytest.fixture(params=STAR, ids="-".join, scope="module")
-def build(request, prepared, corpus):
-    return maker(*request.param, prepared, corpus)
+def build(request, prepared, corpus, encoder):
+    return maker(*request.param, prepared, corpus, encoder)
 
 
-def maker(kind, loss, prepared, corpus):
+@pytest.fixture(scope="module")
+def trained(build, one_epoch):
+    """A model after four epochs, the loss of the first, and that of the others."""
+    model = build()
+    first = model.fit(one_epoch, verbose=0).history["loss"]
+    return model, first[0], model.fit(one_epoch, epochs=3, verbose=0).history["loss"]
+
+
+def maker(kind, loss, prepared, corpus, encoder):
     def make(seed=1, **settings):
         tf.keras.utils.set_random_seed(seed)
         config = TwoTowerConfig.model_validate(
@@ -57,23 +81,22 @@ def maker(kind, loss, prepared, corpus):
             | {"loss": LOSSES[loss]}
             | settings
         )
-        encoder = FeatureEncoder(prepared)
         exclude_seen = loss == "mixed"
         model = TwoTower(config, prepared.features, encoder, corpus, seed, exclude_seen)
         model.compile(optimizer=tf.keras.optimizers.Adam(0.02))
-        return model, encoder
+        return model
 
     return make
 
 
-def batches(prepared, corpus, encoder, epochs=1, size=32):
+def batches(prepared, corpus, encoder, size=32):
     rows = corpus.rows()
 
     def encode(raw):
         row = rows.lookup(raw.pop("label"))
         return encoder(raw) | {"row": row, "pool": rows.lookup(raw["pool"])}
 
-    raw = training_batches(prepared, [prepared.train], size, Order(range(epochs), 1, 5000))
+    raw = training_batches(prepared, [prepared.train], size, Order(range(1), 1, 5000))
     return raw.map(encode)
 
 
@@ -82,17 +105,16 @@ def raw_queries():
     return {name: tf.constant(v, types.get(name, tf.string)) for name, v in RAW.items()}
 
 
-def test_loss_falls_on_planted_data(build, prepared, corpus):
-    model, encoder = build()
-    losses = model.fit(batches(prepared, corpus, encoder), verbose=0).history["loss"]
-    again = model.fit(batches(prepared, corpus, encoder, 3), verbose=0).history["loss"]
-    assert again[-1] < 0.85 * losses[0]
+def test_loss_falls_on_planted_data(trained):
+    _, first, others = trained
+    assert np.mean(others) < 0.85 * first
 
 
 @pytest.mark.parametrize(("kind", "loss"), PAIRS)
-def test_every_variable_moves_in_one_step_and_a_batch_is_learned(kind, loss, prepared, corpus):
-    model, encoder = maker(kind, loss, prepared, corpus)(share_item_embeddings=False)
-    batch = next(iter(batches(prepared, corpus, encoder, size=8)))
+def test_every_variable_moves_in_one_step_and_a_batch_is_learned(
+    kind, loss, prepared, corpus, encoder, batch
+):
+    model = maker(kind, loss, prepared, corpus, encoder)(share_item_embeddings=False)
     first = float(model.train_step(batch)["loss"])
     before = [variable.numpy() for variable in model.trainable_variables]
     model.train_step(batch)
@@ -108,9 +130,9 @@ def test_every_variable_moves_in_one_step_and_a_batch_is_learned(kind, loss, pre
     assert later < 0.9 * first
 
 
-def test_one_pass_over_a_sequence_gives_what_each_of_its_queries_gives(build, prepared, corpus):
+def test_one_pass_over_a_sequence_gives_what_each_of_its_queries_gives(trained, encoder, prepared):
     """A label along a shared history is embedded as a server would embed its query alone."""
-    model, encoder = build()
+    model, *_ = trained
     raw = training_batches(prepared, [prepared.train], 8, Order(range(1), 1, 5000))
     batch = next(iter(raw))
     together = model(encoder(batch))
@@ -121,21 +143,19 @@ def test_one_pass_over_a_sequence_gives_what_each_of_its_queries_gives(build, pr
         np.testing.assert_allclose(values, together[name], rtol=1e-4, atol=1e-5)
 
 
-def test_same_seed_same_model_and_another_seed_another(build, prepared, corpus):
-    def losses(seed):
-        model, encoder = build(seed, dropout=0.3, id_dropout=0.2)
-        # Step by step without a graph, and on one batch, for which the loss is traced only once:
-        # tracing three models takes far longer than their steps.
-        batch = next(iter(batches(prepared, corpus, encoder, size=8)))
-        return [float(model.train_step(batch)["loss"]) for _ in range(3)]
+def test_same_seed_same_model_and_another_seed_another(build, batch):
+    def losses(seed, steps):
+        model = build(seed, dropout=0.3, id_dropout=0.2)
+        # Step by step without a graph: tracing three models takes far longer than their steps.
+        return [float(model.train_step(batch)["loss"]) for _ in range(steps)]
 
-    first = losses(1)
-    assert losses(1) == pytest.approx(first, rel=1e-6)
-    assert losses(2) != pytest.approx(first, rel=1e-4)
+    first = losses(1, 2)
+    assert losses(1, 2) == pytest.approx(first, rel=1e-6)
+    assert losses(2, 1) != pytest.approx(first[:1], rel=1e-4)
 
 
-def test_saved_towers_answer_like_the_model(build, prepared, corpus, tmp_path):
-    model, encoder = build()
+def test_saved_towers_answer_like_the_model(trained, encoder, corpus, tmp_path):
+    model, *_ = trained
     raw = raw_queries()
     expected = model.embed_queries(encoder(raw))
     model.towers.save(tmp_path / "towers")
@@ -153,10 +173,9 @@ def test_saved_towers_answer_like_the_model(build, prepared, corpus, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["hard", "mixed"])
-def test_a_corpus_of_one_warm_item_and_a_batch_of_one(prepared, corpus, loss):
+def test_a_corpus_of_one_warm_item_and_a_batch_of_one(prepared, corpus, encoder, loss):
     single = dataclasses.replace(corpus, count=np.eye(1, len(corpus), dtype=np.int64)[0])
     config = TwoTowerConfig.model_validate({"embedding_dim": 8, "loss": LOSSES[loss]})
-    encoder = FeatureEncoder(prepared)
     model = TwoTower(config, prepared.features, encoder, single, 1)
     model.compile(optimizer=tf.keras.optimizers.Adam(0.02))
     raw = training_batches(prepared, [prepared.train], 1, Order(range(1), 1, 100))
@@ -166,10 +185,12 @@ def test_a_corpus_of_one_warm_item_and_a_batch_of_one(prepared, corpus, loss):
     assert np.isfinite(model.train_step(encoder(batch) | {"row": row, "pool": row})["loss"])
 
 
-def test_without_in_batch_negatives_a_label_competes_with_what_was_drawn_alone(prepared, corpus):
+def test_without_in_batch_negatives_a_label_competes_with_what_was_drawn_alone(
+    prepared, corpus, encoder
+):
     """Labels of other queries that were not drawn get no gradient from a query."""
     config = TwoTowerConfig.model_validate({"embedding_dim": 8, "loss": LOSSES["drawn"]})
-    model = TwoTower(config, prepared.features, FeatureEncoder(prepared), corpus, 1)
+    model = TwoTower(config, prepared.features, encoder, corpus, 1)
     row = tf.constant([3, 5, 3], tf.int32)
     rows, labels, log_probability = model._draw(row)
     drawn = set(model._uniform().numpy().tolist())
@@ -189,11 +210,10 @@ def test_labels_of_one_sequence_are_no_negatives_of_each_other():
     assert uneven.numpy().tolist() == [[7, 8], [7, 8], [9, -1]]
 
 
-def test_seen_items_are_no_negatives_where_they_are_excluded(prepared, corpus):
+def test_seen_items_are_no_negatives_where_they_are_excluded(prepared, corpus, encoder, one_epoch):
     config = TwoTowerConfig.model_validate({"embedding_dim": 16})
-    encoder = FeatureEncoder(prepared)
     model = TwoTower(config, prepared.features, encoder, corpus, 1, exclude_seen=True)
-    batch = next(iter(batches(prepared, corpus, encoder)))
+    batch = next(iter(one_epoch))
     rows = tf.range(len(corpus))
     found = model._seen(batch, rows).numpy()
     names = [[corpus.item[row].decode() for row in line if row >= 0] for line in found]
@@ -205,16 +225,17 @@ def test_seen_items_are_no_negatives_where_they_are_excluded(prepared, corpus):
     assert max(map(len, names)) > 2
 
 
-def test_an_unseen_item_lies_near_those_that_share_its_features(prepared, corpus):
+def test_an_unseen_item_lies_near_those_that_share_its_features(
+    prepared, corpus, encoder, one_epoch
+):
     """Dropped ids teach the features to carry an item whose id is unknown."""
     config = TwoTowerConfig.model_validate(
         {"embedding_dim": 16, "dropout": 0.0, "id_dropout": 0.5, "history": {"kind": "mean"}}
     )
-    encoder = FeatureEncoder(prepared)
     tf.keras.utils.set_random_seed(1)
     model = TwoTower(config, prepared.features, encoder, corpus, 1)
     model.compile(optimizer=tf.keras.optimizers.Adam(0.02))
-    model.fit(batches(prepared, corpus, encoder, 4), verbose=0)
+    model.fit(one_epoch, epochs=4, verbose=0)
     raw = {name: tf.constant(values[:1]) for name, values in corpus.features.items()}
     raw["item_id"] = tf.constant(["never seen"])
     unseen = model.candidate_tower(encoder(raw)).numpy()[0]
@@ -225,12 +246,10 @@ def test_an_unseen_item_lies_near_those_that_share_its_features(prepared, corpus
 
 @pytest.mark.parametrize(("loss", "kind"), [("full", tf.Tensor), ("drawn", tf.IndexedSlices)])
 def test_only_a_step_that_reads_all_rows_of_a_table_has_a_gradient_of_the_table(
-    prepared, corpus, loss, kind
+    prepared, corpus, encoder, batch, loss, kind
 ):
     config = TwoTowerConfig.model_validate({"embedding_dim": 8, "loss": LOSSES[loss]})
-    encoder = FeatureEncoder(prepared)
     model = TwoTower(config, prepared.features, encoder, corpus, 1)
-    batch = next(iter(batches(prepared, corpus, encoder)))
     with tf.GradientTape() as tape:
         value = model.compute_loss(batch, training=True)
     gradients = dict(

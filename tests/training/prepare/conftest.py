@@ -21,7 +21,7 @@ FEATURES = (
 SPLIT = {"kind": "time", "validation_from": "2024-01-20", "test_from": "2024-01-25"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def click():
     """Make a row: user, item, day of January 2024 (may be a fraction), and other columns."""
 
@@ -35,7 +35,7 @@ def click():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure():
     """Make a config from the keys of `data`; the table is the temporary view `clicks`."""
 
@@ -53,7 +53,7 @@ def configure():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def show(spark):
     """Make rows the temporary view `clicks`."""
 

@@ -34,7 +34,7 @@ HELD_OUT = [
 ]  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clicks(click):
     rows = [
         click(user, item, n=str(n), c=f"city {n}")
@@ -44,7 +44,7 @@ def clicks(click):
     return [*rows, click("e", "q", n="0"), click("e", "v", n="1")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def held_out(spark):
     """Make rows of user, item (and time) the temporary view `held`."""
 
@@ -55,7 +55,7 @@ def held_out(spark):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(configure):
     def make(features=FEATURES, time=None, **data):
         columns = {"user": "who", "item": "what", **({"time": time} if time else {})}
@@ -82,6 +82,13 @@ def queries_of(stages):
     return make
 
 
+@pytest.fixture(scope="module")
+def data(spark, show, clicks, held_out, asked, tmp_path_factory):
+    show(clicks)
+    held_out(HELD_OUT)
+    return prepare(asked(), spark, tmp_path_factory.mktemp("held_out") / "data")
+
+
 def records_of(data):
     for raw in tf.data.TFRecordDataset(data.files(data.test)):
         example = tf.train.Example.FromString(raw.numpy())
@@ -92,10 +99,7 @@ def records_of(data):
         }
 
 
-def test_a_user_s_held_out_items_are_one_query(spark, show, clicks, held_out, asked, tmp_path):
-    show(clicks)
-    held_out(HELD_OUT)
-    data = prepare(asked(), spark, tmp_path / "data")
+def test_a_user_s_held_out_items_are_one_query(data):
     records = {record["user"][0]: record for record in records_of(data)}
     assert records == {
         "a": {
@@ -148,11 +152,10 @@ def digests(data):
 
 
 def test_nothing_that_learns_changes_with_the_held_out_table(
-    spark, show, clicks, held_out, asked, tmp_path
+    data, spark, show, clicks, held_out, asked, tmp_path
 ):
+    one = data
     show(clicks)
-    held_out(HELD_OUT)
-    one = prepare(asked(), spark, tmp_path / "one")
     held_out([("a", "never seen"), *[("stranger", item) for item in "vwxyz"]])
     other = prepare(asked(), spark, tmp_path / "other")
     folders = {folder for folder, _ in digests(one)}
