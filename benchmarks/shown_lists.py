@@ -200,7 +200,7 @@ def main() -> None:
     records = list(compared(run))
     for record in records:
         print(record.what, record.metric, round(record.value, 4), round(record.peer_value or 0, 4))
-    replace("ranking", records, lambda row: row["data"] == DATA)
+    replace("ranking", records, lambda row: str(row["what"]).startswith("shown lists"))
 
 
 if __name__ == "__main__":
