@@ -71,6 +71,9 @@ class FeatureEncoder(tf.Module):
             for name, value in raw.items()
         }
 
+    # AutoGraph knows no `match`, and would warn at each training; the error that it logs with the
+    # warning crashed Python 3.11 where the record was freed.
+    @tf.autograph.experimental.do_not_convert
     def _encode(self, feature: Feature, value: tf.Tensor) -> tf.Tensor:
         match feature.kind:
             case "id" | "category" | "history":

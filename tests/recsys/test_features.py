@@ -72,6 +72,13 @@ def test_unknown_keys_pass_through(encoder):
     assert encode(encoder, row=tf.constant([3]))["row"].tolist() == [3]
 
 
+def test_a_graph_encodes_without_a_warning(encoder, caplog):
+    raw = tf.data.Dataset.from_tensors({"item_id": tf.constant(["nobody"])})
+    encoded = list(raw.map(lambda batch: encoder(batch)))
+    assert encoded[0]["item_id"].numpy().tolist() == [1]
+    assert "AutoGraph" not in caplog.text
+
+
 def test_embedding_widths(prepared, encoder):
     embedding = FeatureEmbedding(prepared.features, encoder.vocabulary_sizes(), dim=16)
     raw = {

@@ -10,7 +10,6 @@ from recsys.models.joint import RankingHead
 from recsys.models.towers import Towers
 from serving_export.index import ExactIndex
 from serving_export.joint import JointRetriever
-from serving_export.retriever import Retriever
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def towers(data, tiny, tmp_path):
     return load_towers(tmp_path / "joint"), head
 
 
-def test_rank_asks_the_head_and_recommend_does_not(data, towers, tiny, tmp_path):
+def test_rank_asks_the_head(data, towers, tmp_path):
     towers, head = towers
     corpus = read_corpus(data)
     items = embed(towers, "embed_candidate", in_batches(corpus.features))["embedding"]
@@ -49,11 +48,3 @@ def test_rank_asks_the_head_and_recommend_does_not(data, towers, tiny, tmp_path)
     ]
     expected = np.where(rows >= 0, odds, -np.inf)
     np.testing.assert_allclose(answer["scores"], expected, rtol=1e-4, atol=1e-5)
-    # Best by the dot product, as without a head.
-    history = [tiny.item(3)]
-    plain = Retriever(towers, ExactIndex(items), corpus, data, items)
-    tf.saved_model.save(plain, str(tmp_path / "plain-served"), plain.signatures())
-    expected = tiny.ask(tf.saved_model.load(str(tmp_path / "plain-served")), [history])
-    found = tiny.ask(loaded, [history])
-    assert found[0] == expected[0]
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)

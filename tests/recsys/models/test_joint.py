@@ -62,9 +62,8 @@ def build(prepared, corpus, encoder):
     return make
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_variable_of_towers_and_head_moves_in_one_step(build, batches, loss):
-    model = build({"weight": 1.0}, loss, share_item_embeddings=False)
+def test_every_variable_of_towers_and_head_moves_in_one_step(build, batches):
+    model = build({"weight": 1.0}, share_item_embeddings=False)
     model.train_step(batches[0])
     before = [variable.numpy() for variable in model.trainable_variables]
     logs = {name: float(value) for name, value in model.train_step(batches[0]).items()}
@@ -91,12 +90,12 @@ def test_the_ranking_alone_moves_both_towers(build, batches):
         assert any(moved)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_without_weight_the_head_leaves_the_towers_as_they_are_without_it(build, batches, loss):
+def test_without_weight_the_head_leaves_the_towers_as_they_are_without_it(build, batches):
+    """Masks and draws of negatives included."""
     settings = {"dropout": 0.3, "id_dropout": 0.2, "candidate_dropout": 0.1}
     losses, items = [], []
     for joint in (None, {"weight": 0.0}):
-        model = build(joint, loss, **settings)
+        model = build(joint, "mixed", **settings)
         losses.append([float(model.train_step(batch)["loss"]) for batch in batches[:3]])
         items.append(model.embed_corpus().numpy())
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
@@ -132,6 +131,9 @@ def test_losses_of_replicas_add_up_to_that_of_one(build, batches):
         own["total"] = judged["total"]
         parts.append(model.compute_loss(batch | labels | {"judged": own}))
     assert float(tf.add_n(parts)) == pytest.approx(float(whole), rel=1e-5)
+    # A batch may have judged events alone.
+    alone = labels | {"pool": batch["pool"][:0], "judged": judged}
+    assert 0 < float(model.compute_loss(batch | alone)) < float(whole)
     # Where replicas read different files they ask each other.
     asked = {name: value for name, value in judged.items() if name != "total"}
     assert float(model.compute_loss(batch | {"judged": asked})) == pytest.approx(float(whole))
