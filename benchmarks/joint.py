@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from records import Record, replace
+from records import Record, write
 from retrieval_quality import ROOT, do
 
 from recsys.artifacts import PreparedData, TrainedModel
@@ -147,14 +147,15 @@ def compared(runs: Path) -> Iterator[Record]:
         for metric in metrics:
             pairs = [(a[metric], b[metric]) for a, b in zip(ours, theirs, strict=True)]
             ratios = [a / b for a, b in pairs]
-            what = f"joint: weight {weight:g}, chosen on validation, test, mean of {len(SEEDS)} "
+            what = f"weight {weight:g}, chosen on validation, test, mean of {len(SEEDS)} "
             what += f"seeds, ratios {min(ratios):.3f} to {max(ratios):.3f}"
             value, peer_value = (mean(column) for column in zip(*pairs, strict=True))
-            yield record(what=what, metric=metric, value=value, peer=name, peer_value=peer_value)
+            peer = f"{name}, dot product" if "auc" in metric and by != "head" else name
+            yield record(what=what, metric=metric, value=value, peer=peer, peer_value=peer_value)
 
 
 def main() -> None:
-    """Train, compare, write the records beside those of `benchmarks/ranking.py`."""
+    """Train, compare, write the records."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
@@ -163,7 +164,7 @@ def main() -> None:
     records = list(compared(arguments.runs.resolve()))
     for record in records:
         print(record.what, record.metric, round(record.value, 4), record.peer, record.peer_value)
-    replace("ranking", records, lambda row: str(row["what"]).startswith("joint"))
+    write("joint", records)
 
 
 if __name__ == "__main__":

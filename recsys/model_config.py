@@ -78,7 +78,7 @@ class Joint(Section):
     positive: tuple[str, ...] = Field(
         min_length=1, description="event types that are 1; the others of data.event_types are 0"
     )
-    weight: float = Field(0.1, ge=0, description="of the ranking loss")
+    weight: float = Field(1.0, ge=0, description="of the ranking loss")
     retrieval_weight: float = Field(1.0, ge=0, description="of the retrieval loss")
     hidden: tuple[int, ...] = Field((64,), description="layers of the ranking head")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the ranking head")
