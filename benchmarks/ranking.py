@@ -4,9 +4,10 @@
     python benchmarks/ranking.py --data ../shared/data --runs /tmp/multi --multitask mmoe ple --test
 
 The data are prepared and the towers fitted once. Each variant of the ranker is trained by `recsys
-rank` in a process of its own. The test split is read by the tuned settings alone, once, by `recsys
-evaluate`; ablations are compared on what the rankers hold out of the validation window, where the
-settings were chosen. What is finished is read again, not repeated.
+rank` in a process of its own. The test split is read by the tuned settings and by the same on plain
+towers, once each, by `recsys evaluate`: that shows how much of the lift a retrieval that scores
+what was seen has already. Ablations are compared on what the rankers hold out of the validation
+window, where the settings were chosen. What is finished is read again, not repeated.
 
 With `--multitask` rankers of several tasks stand beside a ranker for each of the tasks: that of the
 config with all weights but one set to 0, so of the same size, on the same lists.
@@ -32,6 +33,8 @@ from recsys.run_folder import RunFolder
 DATA = "taobao"
 CONFIG = "benchmarks/configs/taobao_two_stage.yaml"
 TUNED = "tuned"
+#: Towers as they are commonly built: what was seen has no score of its own (`RepeatScores`).
+PLAIN, PLAIN_TOWERS = "plain towers", ("model.history.repeats=false",)
 #: Retrieval alone is the rival here; the counting baselines stand in end_to_end.md.
 FEW = "evaluation.baselines=[popularity]"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -53,13 +56,20 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def variant(runs: Path, name: str, *overrides: str, config: str = CONFIG) -> Path:
-    """Train a ranker with these overrides on the data and towers of all; return its run folder."""
-    base, folder = runs / "base", runs / name.replace(" ", "-").replace(",", "")
-    do(["prepare", "--config", config, "--run-dir", base], base / "data")
+def variant(
+    runs: Path, name: str, *overrides: str, config: str = CONFIG, towers: Sequence[str] = ()
+) -> Path:
+    """Train a ranker with these overrides on data and towers of all; return its run folder.
+
+    Towers with overrides of their own are a base of their own.
+    """
+    base = runs / ("base" if not towers else f"base-of-{name}".replace(" ", "-"))
+    folder = runs / name.replace(" ", "-").replace(",", "")
+    sets = [word for override in towers for word in ("--set", override)]
+    do(["prepare", "--config", config, *sets, "--run-dir", base], base / "data")
     do(["fit", "--run-dir", base], base / "model")
     # Refuses figures of other settings.
-    RunFolder(folder).freeze(load_config(ROOT / config, [FEW, *overrides]))
+    RunFolder(folder).freeze(load_config(ROOT / config, [FEW, *towers, *overrides]))
     for step in ("data", "model"):
         if not (folder / step).exists():
             (folder / step).symlink_to(base / step)
@@ -67,15 +77,16 @@ def variant(runs: Path, name: str, *overrides: str, config: str = CONFIG) -> Pat
     return folder
 
 
-def tested(folder: Path) -> Iterator[Record]:
+def tested(folder: Path, name: str, *overrides: str) -> Iterator[Record]:
     """Figures of the test window: both stages beside the first alone."""
     do(["evaluate", "--run-dir", folder], folder / "evaluation")
     report = EvaluationReport.load(folder / "evaluation")
-    record = partial(Record, data=DATA, command=f"recsys run --config {CONFIG}")
+    settings = "".join(f" --set {override}" for override in overrides)
+    record = partial(Record, data=DATA, command=f"recsys run --config {CONFIG}{settings}")
     for metric in ("ndcg@10", "mrr@10", "recall@10"):
         lift = report.lifts["retrieval"][metric]
         yield record(
-            what=f"tuned: test, lift {lift.low:+.1%} to {lift.high:+.1%}",
+            what=f"{name}: test, lift {lift.low:+.1%} to {lift.high:+.1%}",
             metric=metric,
             value=report.model[metric].value,
             peer="retrieval alone, same candidates",
@@ -85,14 +96,14 @@ def tested(folder: Path) -> Iterator[Record]:
     both, first = report.impressions["model"], report.impressions["retrieval"]
     for metric in ("auc", "user_auc", "request_auc", "ndcg@10", "mrr"):
         yield record(
-            what="tuned: test, of the ranked candidates",
+            what=f"{name}: test, of the ranked candidates",
             metric=metric,
             value=both[metric],
             peer="retrieval alone, same candidates",
             peer_value=first[metric],
         )
     for metric in ("log_loss", "calibration_error"):
-        what = "tuned: test, of the ranked candidates"
+        what = f"{name}: test, of the ranked candidates"
         yield record(what=what, metric=metric, value=both[metric])
 
 
@@ -206,7 +217,8 @@ def main() -> None:
         replace("ranking", rows, _of_tasks)
         return
     tuned = variant(runs, TUNED)
-    records = [*tested(tuned), *held_out(tuned)]
+    plain = variant(runs, PLAIN, towers=PLAIN_TOWERS)
+    records = [*tested(tuned, TUNED), *tested(plain, PLAIN, *PLAIN_TOWERS), *held_out(tuned)]
     for name in arguments.variants:
         records += ablation(runs, tuned, name)
     replace("ranking", records, partial(_is_stale, arguments.variants))

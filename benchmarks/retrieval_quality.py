@@ -60,6 +60,16 @@ class Study:
 KINDS = ("mean", "lstm", "attention")
 ENCODERS = {f"encoder {kind}": (f"model.history.kind={kind}",) for kind in KINDS}
 SAMPLED = "model.loss.full_softmax_up_to=0"
+#: Of the loss and of training, where the tuned settings have none of them; a seed for the noise.
+DETAILS: dict[str, tuple[str, ...]] = {
+    "another seed": ("seed=2",),
+    "dot product": ("model.loss.normalize=false", "model.loss.temperature=1.0"),
+    "labels smoothed by 0.1": ("model.loss.label_smoothing=0.1",),
+    "warm-up of 200 steps": ("train.warmup_steps=200",),
+    "gradients clipped at 1": ("train.clip_norm=1.0",),
+    "weight decay 0.01": ("train.weight_decay=0.01",),
+    "embeddings not shared": ("model.share_item_embeddings=false",),
+}
 STUDIES = {
     "amazon_beauty": Study(
         "benchmarks/configs/amazon_beauty.yaml",
@@ -74,16 +84,11 @@ STUDIES = {
                 "model.loss.in_batch_negatives=false",
             ),
             "loss in float32": ("model.loss.half_precision=false",),
-            "dot product": ("model.loss.normalize=false", "model.loss.temperature=1.0"),
-            "labels smoothed by 0.1": ("model.loss.label_smoothing=0.1",),
-            "constant learning rate": ("train.schedule=constant",),
-            "warm-up of 200 steps": ("train.warmup_steps=200",),
-            "gradients clipped at 1": ("train.clip_norm=1.0",),
-            "weight decay 0.01": ("train.weight_decay=0.01",),
             "dropout 0.2": ("model.dropout=0.2",),
             "pools weigh events by what they are": ("model.history.salience=true",),
-            "embeddings not shared": ("model.share_item_embeddings=false",),
-        },
+            "constant learning rate": ("train.schedule=constant",),
+        }
+        | DETAILS,
     ),
     "amazon_beauty_attributes": Study(
         "benchmarks/configs/amazon_beauty_attributes.yaml",
@@ -97,17 +102,37 @@ STUDIES = {
     "eshop_clothing": Study(
         "training/configs/eshop_clothing.yaml",
         {"recall@20": ("Markov", 0.7044, 0.75), "mrr@20": ("Markov", 0.2578, 0.29)},
-        variants={f"encoder {kind}": (f"model.history.kind={kind}",) for kind in KINDS}
-        | {"no score for seen items": ("model.history.repeats=false",)},
+        variants=ENCODERS
+        | {
+            "no score for seen items": ("model.history.repeats=false",),
+            "dropout 0": ("model.dropout=0",),
+            "dropout 0.5": ("model.dropout=0.5",),
+            "pools weigh events by recency alone": ("model.history.salience=false",),
+            "constant learning rate": ("train.schedule=constant",),
+        }
+        | DETAILS,
     ),
     "taobao": Study(
         "benchmarks/configs/taobao.yaml",
         # The rows by baseline have `last_viewed` too, which is harder to beat (.1620).
         {"ndcg@20": ("best of popularity, Markov, co-visitation, ALS", 0.0542, 0.0650)},
         variants={
+            "encoder gru": ("model.history.kind=gru",),
             "encoder attention": ("model.history.kind=attention",),
             "no score for seen items": ("model.history.repeats=false",),
-        },
+            "labels of the batch alone as negatives": ("model.loss.num_uniform_negatives=0",),
+            "4096 uniform negatives alone": ("model.loss.in_batch_negatives=false",),
+            "labels of the batch, 2048 uniform, 2048 by popularity": (
+                "model.loss.num_uniform_negatives=2048",
+                "model.loss.num_popular_negatives=2048",
+            ),
+            "all items as negatives": ("model.loss.full_softmax_up_to=50000",),
+            "dropout 0.2": ("model.dropout=0.2",),
+            "dropout of candidates 0": ("model.candidate_dropout=0",),
+            "pools weigh events by recency alone": ("model.history.salience=false",),
+            "cosine learning rate": ("train.schedule=cosine",),
+        }
+        | DETAILS,
     ),
     "online_retail": Study(
         "benchmarks/configs/online_retail.yaml",

@@ -115,8 +115,7 @@ class Corpus(_Frozen):
 class Impressions(_Frozen):
     """Shown lists: records of queries, whose labels were clicked, with `shown_items` beside.
 
-    `counts` has a record for each item: how often it was `shown` and `clicked`, of these requests,
-    in the windows of training and of validation.
+    `counts` has for each item how often it was `shown` and `clicked` in training and validation.
     """
 
     validation: Queries
@@ -124,6 +123,7 @@ class Impressions(_Frozen):
     counts: str = Field(description="shards")
     longest: int = Field(description="items of a list")
     positions: bool = Field(description="whether `shown_positions` stand beside the items")
+    values: tuple[str, ...] = Field((), description="features whose `as_shown` stands there too")
 
 
 class VocabularyFile(_Frozen):

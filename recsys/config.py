@@ -214,6 +214,7 @@ class RunConfig(Section):
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
         check_joint(self.model.joint, self.train, list(self.data.event_types))
         self._check_ranking()
+        self._check_shown()
         self.monitoring.check_names(schema)
         self._check_filters()
         return self
@@ -238,8 +239,6 @@ class RunConfig(Section):
     def _check_ranking(self) -> None:
         """An answer of two stages has no more items than are ranked."""
         if self.ranking is None:
-            if self.data.impressions is not None:
-                raise ValueError("data.impressions are read by a second stage: add `ranking`")
             return
         longest = {"evaluation.k": max(self.evaluation.k), "scoring.k": self.scoring.k}
         ends = {"diversity": self.export.diversity, "exploration": self.export.exploration}
@@ -253,10 +252,21 @@ class RunConfig(Section):
                 f"ranking.tasks: {strangers[0]!r} is none of data.event_types, which are "
                 f"{list(self.data.event_types)}"
             )
-        if self.ranking.tasks and self.data.impressions is not None:
-            raise ValueError("ranking.tasks: impressions tell one label, `clicked`; remove either")
         if self.ranking.tasks and self.data.held_out is not None:
             raise ValueError("ranking.tasks: the labels of `held_out` have no event types")
+
+    def _check_shown(self) -> None:
+        """What was shown is read by a ranker of one task."""
+        if self.data.impressions is None:
+            return
+        if self.ranking is None:
+            raise ValueError("data.impressions are read by a second stage: add `ranking`")
+        if self.ranking.tasks:
+            raise ValueError("ranking.tasks: impressions tell one label, `clicked`; remove either")
+        numbers = [f.name for f in self.schema_.candidate if f.kind == "number"]
+        for name in sorted(set(self.data.impressions.columns.values) - set(numbers)):
+            key = "data.impressions.columns.values"
+            raise ValueError(f"{key}: {name!r} is none of the candidates' numbers, {numbers}")
 
     @property
     def needs_outcomes(self) -> bool:

@@ -84,6 +84,9 @@ class ImpressionColumns(Section):
     time: str = Field(description="of showing; a list is asked for at its earliest")
     clicked: str = Field(description="1 or true where the item was taken, 0 or false where not")
     position: str | None = Field(None, description="in the list, whole numbers from 1")
+    values: dict[str, str] = Field(
+        {}, description="candidate feature of kind number: column of what it was when shown"
+    )
 
 
 class Impressions(Source):

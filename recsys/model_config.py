@@ -61,7 +61,7 @@ class Loss(Section):
 class HistoryEncoder(Section):
     """What makes a vector of the events before a query."""
 
-    kind: Literal["mean", "gru", "lstm", "attention"] = "attention"
+    kind: Literal["mean", "gru", "lstm", "attention"] = "gru"
     num_blocks: int = Field(1, ge=1, description="of attention")
     num_heads: int = Field(2, ge=1, description="of attention; divides model.embedding_dim")
     salience: bool = Field(

@@ -21,6 +21,16 @@ RESERVED = frozenset(
     | {"outcome_items", "outcome_events", "task_labels", "shown_items", "shown_positions"}
     | {"positions", "judged"}
 )
+_AS_SHOWN = "as_shown_"
+
+
+def as_shown(name: str) -> str:
+    """Field of a candidate's number as it was when shown.
+
+    >>> as_shown("price")
+    'as_shown_price'
+    """
+    return f"{_AS_SHOWN}{name}"
 
 
 class Vocabulary(BaseModel):
@@ -68,6 +78,8 @@ class Feature(BaseModel):
     def _check(self) -> Feature:
         if self.name in RESERVED:
             raise ValueError(f"{self.name!r} is a reserved name; reserved are {sorted(RESERVED)}")
+        if self.name.startswith(_AS_SHOWN):
+            raise ValueError(f"{self.name!r}: names that begin with {_AS_SHOWN!r} are reserved")
         if (self.kind == "history") != (self.of is not None):
             raise ValueError("`of` names the feature a history lists: kind history, and only it")
         if self.kind == "history" and self.side != "query":

@@ -104,7 +104,8 @@ def evaluate(
         tasks = task_quality(lists, window.queries, outcomes)
         report = report.model_copy(update={"tasks": tasks})
     if ranker is not None and data.impressions is not None:
-        towers, rank = model.directory / model.towers, rank_function(ranker)
+        towers = model.directory / model.towers
+        rank = rank_function(ranker, "rank_as_shown" if data.impressions.values else "rank")
         shown = shown_quality(rank, data, window.corpus, towers, ranker.candidates)
         report = report.model_copy(update={"shown": shown})
     return _write(report, window.queries, rankings)

@@ -59,6 +59,7 @@ class Lists:
             are no tasks.
         tasks: labels of each candidate; 0 where a list has one label, known by its place.
         positions: whether it is told where candidates were shown.
+        values: fields of what candidates were when they were shown.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Lists:
     positives: dict[str, NDArray[np.int64]]
     tasks: int = 0
     positions: bool = False
+    values: tuple[str, ...] = ()
 
     def read(self, data: PreparedData, part: str, batch_size: int) -> tf.data.Dataset:
         """Batches of raw requests: query features, and what `write_lists` adds, in file order."""
@@ -99,6 +101,7 @@ class Lists:
             spec["task_labels"] = tf.io.FixedLenFeature([self.depth, self.tasks], tf.int64)
         if self.positions:
             spec["positions"] = tf.io.FixedLenFeature([self.depth], tf.int64)
+        spec |= {n: tf.io.FixedLenFeature([self.depth], tf.float32) for n in self.values}
         whole = [n for n in ("candidates", "label_place", "positions") if n in spec]
 
         def parse(batch: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -140,14 +143,13 @@ class Requests:
     def labels(self, block: Candidates) -> dict[str, NDArray[Any]]:
         """What is to be learned of the candidates, as a record tells it."""
         own = block.queries
+        told: dict[str, NDArray[Any]] = {}
         if self.shown is not None:
-            clicked = self.shown.clicked[own][..., np.newaxis]
-            nowhere = np.full(len(block.items), -1)
-            positions = self.shown.positions[own]
-            return {"label_place": nowhere, "task_labels": clicked, "positions": positions}
-        told: dict[str, NDArray[Any]] = {
-            "label_place": label_places(block.items, self.queries.label[own])
-        }
+            told["label_place"] = np.full(len(block.items), -1)
+            told["task_labels"] = self.shown.clicked[own][..., np.newaxis]
+            told["positions"] = self.shown.positions[own]
+            return told | {name: values[own] for name, values in self.shown.values.items()}
+        told["label_place"] = label_places(block.items, self.queries.label[own])
         if self.outcomes is not None:
             told["task_labels"] = self.outcomes.of(own, block.items)
         return told
@@ -161,7 +163,8 @@ def write_lists(
     A record is that of the query with `candidates` (corpus rows, best first, -1 for none),
     `retrieval_scores`, and `label_place`, where the label is among them, or -1. With outcomes it
     has `task_labels` too, 1 for each candidate with each outcome, and any is a label of the list.
-    Of shown lists the one outcome is the click, and `positions` stand beside it.
+    Of shown lists the one outcome is the click, and `positions` and numbers `as_shown` stand beside
+    it.
 
     Args:
         data: that the requests are of.
@@ -207,6 +210,7 @@ def write_lists(
         positives=positives,
         tasks=requests.num_tasks,
         positions=data.impressions is not None and data.impressions.positions,
+        values=() if requests.shown is None else tuple(requests.shown.values),
     )
 
 
@@ -245,13 +249,15 @@ def _wanted(told: Mapping[str, NDArray[Any]], depth: int) -> NDArray[np.bool_]:
 def _extended(
     records: Iterator[bytes], block: Candidates, told: Mapping[str, NDArray[Any]]
 ) -> Iterator[bytes]:
-    columns = {"candidates": block.items, **told}
-    for row, scores in enumerate(block.scores):
+    columns = {"candidates": block.items, "retrieval_scores": block.scores, **told}
+    for row in range(len(block.items)):
         example = tf.train.Example.FromString(next(records))
         added: dict[str, Any] = example.features.feature
-        added["retrieval_scores"].float_list.value.extend(scores.tolist())
         for name, values in columns.items():
-            added[name].int64_list.value.extend(values[row].astype(int).ravel().tolist())
+            if np.issubdtype(values.dtype, np.floating):
+                added[name].float_list.value[:] = values[row].tolist()
+            else:
+                added[name].int64_list.value[:] = values[row].astype(int).ravel().tolist()
         yield example.SerializeToString()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def rank(
         users = requests.queries.user[requests.held_out]
         calibrated = _calibrate(ranker, data, lists, users, settings.task_order)
         statistics = standardised(after, before)
-        ranker.save_ranker(folder / _RANKER, statistics, *calibrated.calibrations)
+        ranker.save_ranker(
+            folder / _RANKER, statistics, *calibrated.calibrations, values=lists.values
+        )
         manifest = TrainedRanker(
             directory=folder,
             ranker=_RANKER,
@@ -239,8 +242,9 @@ def _train(
         batches = _with_label(batches, learned, size)
         held_out = _with_label(held_out, learned, _BATCH)
         steps = -(-lists.with_label[TRAIN] // size)
-    batches = batches.map(_trimmed).map(encode, num_parallel_calls=tf.data.AUTOTUNE)
-    held_out = held_out.map(_trimmed).map(encode)
+    trim = partial(_trimmed, listed=(*_LISTED, *lists.values))
+    batches = batches.map(trim).map(encode, num_parallel_calls=tf.data.AUTOTUNE)
+    held_out = held_out.map(trim).map(encode)
     best = _BestEpoch(held_out.cache(), settings.patience)
     optimizer = tf.keras.optimizers.Adam(
         settings.learning_rate, weight_decay=settings.weight_decay or None, jit_compile=False
@@ -266,11 +270,11 @@ def _with_label(batches: tf.data.Dataset, learned: tf.Tensor, size: int) -> tf.d
     return batches.unbatch().filter(has_label).batch(size)
 
 
-def _trimmed(requests: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _trimmed(requests: Mapping[str, tf.Tensor], listed: Sequence[str]) -> dict[str, tf.Tensor]:
     """A batch without the places that hold a candidate in none of its lists: they cost as much."""
     present = tf.reduce_any(requests["candidates"] >= 0, axis=0)
     width = tf.maximum(tf.reduce_sum(tf.cast(present, tf.int32)), 1)
-    return {n: v[:, :width] if n in _LISTED else v for n, v in requests.items()}
+    return {n: v[:, :width] if n in listed else v for n, v in requests.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recsys.artifacts import Examples, PreparedData
 from recsys.dataset import Corpus, named_corruption, parse_examples
 from recsys.ranks import BLOCK_BYTES, Candidates, DotProduct
+from recsys.schema import as_shown
 
 _READ_BATCH = 4096
 
@@ -25,11 +26,13 @@ class Shown:
         items: corpus rows by position, -1 where there is none any more.
         positions: in the list that was shown, from 1; 0 for none.
         clicked: which items were.
+        values: numbers of the items when they were shown, by field; NaN for none.
     """
 
     items: NDArray[np.int32]
     positions: NDArray[np.int32]
     clicked: NDArray[np.bool_]
+    values: Mapping[str, NDArray[np.float32]]
 
     def scored(self, scorer: DotProduct) -> Iterator[Candidates]:
         """Yield the lists as candidates with their scores by retrieval, blocks in file order.
@@ -57,11 +60,13 @@ def read_shown(data: PreparedData, split: Examples, corpus: Corpus, depth: int) 
     Raises:
         ArtifactError: a shard is corrupt.
     """
+    assert data.impressions is not None, "asked where the data have shown lists"
+    fields = [as_shown(name) for name in data.impressions.values]
     spec: dict[str, Any] = {
         "label": tf.io.RaggedFeature(tf.string),
         "shown_items": tf.io.RaggedFeature(tf.string),
         "shown_positions": tf.io.RaggedFeature(tf.int64),
-    }
+    } | {field: tf.io.RaggedFeature(tf.float32) for field in fields}
     rows, parts, begin = corpus.rows(), [], 0
     with named_corruption(data, split):
         for records in tf.data.TFRecordDataset(data.files(split)).batch(_READ_BATCH):
@@ -71,22 +76,27 @@ def read_shown(data: PreparedData, split: Examples, corpus: Corpus, depth: int) 
             query = shown.value_rowids().numpy()
             pairs = label.value_rowids().numpy() * len(corpus) + taken
             clicked = np.isin(query * len(corpus) + item, pairs[taken >= 0])
-            columns = (query + begin, item, parsed["shown_positions"].values.numpy(), clicked)
+            told = [parsed[name].values.numpy() for name in ("shown_positions", *fields)]
+            columns = [query + begin, item, clicked, *told]
             parts.append([column[item >= 0] for column in columns])
             begin += len(records)
-    query, item, position, clicked = (np.concatenate(column) for column in zip(*parts, strict=True))
+    query, *own = (np.concatenate(column) for column in zip(*parts, strict=True))
     place = np.arange(len(query)) - np.searchsorted(query, query)
     kept = place < depth
     where = query[kept], place[kept]
-    lists = Shown(
-        np.full((begin, depth), -1, np.int32),
-        np.zeros((begin, depth), np.int32),
-        np.zeros((begin, depth), bool),
+
+    def lists(column: NDArray[Any], nothing: Any, kind: type) -> NDArray[Any]:
+        filled: NDArray[Any] = np.full((begin, depth), nothing, kind)
+        filled[where] = column[kept]
+        return filled
+
+    item, clicked, position, *values = own
+    return Shown(
+        items=lists(item, -1, np.int32),
+        positions=lists(position, 0, np.int32),
+        clicked=lists(clicked, False, np.bool_),
+        values={f: lists(v, np.nan, np.float32) for f, v in zip(fields, values, strict=True)},
     )
-    lists.items[where] = item[kept]
-    lists.positions[where] = position[kept]
-    lists.clicked[where] = clicked[kept]
-    return lists
 
 
 def read_item_counts(

@@ -79,9 +79,20 @@ class TwoStages:
 
 
 def rank_lists(
-    rank: RankFunction, data: PreparedData, split: Examples, lists: Iterable[Candidates]
+    rank: RankFunction,
+    data: PreparedData,
+    split: Examples,
+    lists: Iterable[Candidates],
+    values: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> RankedLists:
     """Rank the candidates of all queries of a split, given in file order.
+
+    Args:
+        rank: the second stage.
+        data: that the queries are of.
+        split: of them.
+        lists: their candidates.
+        values: what else `rank` reads of candidates, `[n, candidates]` by name.
 
     Raises:
         ArtifactError: a shard is corrupt, or a score is not a number.
@@ -95,6 +106,8 @@ def rank_lists(
                 own = slice(first, first + _AT_ONCE)
                 items, scores = block.items[own], block.scores[own]
                 raw = parse_examples(tf.constant(list(islice(records, len(items)))), spec)
+                begin = block.queries.start + first
+                raw |= {n: v[begin : begin + len(items)] for n, v in (values or {}).items()}
                 answer = rank(raw, items, scores)
                 own_parts = [items, scores, answer["scores"]]
                 own_parts += [answer["log_odds"]] if "log_odds" in answer else []
@@ -128,10 +141,10 @@ def shown_quality(
 ) -> dict[str, dict[str, float]]:
     """Quality of the lists that were shown in the test window by scorer, `model` and `retrieval`.
 
-    Scores are those of serving, which knows no positions.
+    Scores are those of serving, which knows no positions, but items are as they were when shown.
 
     Args:
-        rank: the second stage.
+        rank: the second stage, see `rank_function`.
         data: with impressions.
         corpus: of the data.
         towers: the first stage.
@@ -142,7 +155,7 @@ def shown_quality(
     shown = read_shown(data, split, corpus, min(data.impressions.longest, candidates))
     queries = read_interactions(data, split, corpus)
     scorer = two_tower_scorer(towers, data, corpus, queries.history, split)
-    lists = rank_lists(rank, data, split, shown.scored(scorer))
+    lists = rank_lists(rank, data, split, shown.scored(scorer), shown.values)
     present = lists.items >= 0
     scorers = {"model": lists.scores, "retrieval": lists.retrieval}
     return {
@@ -168,14 +181,18 @@ def task_quality(
     return {t: {m: v for m, v in own.items() if not np.isnan(v)} for t, own in found.items()}
 
 
-def rank_function(ranker: TrainedRanker) -> RankFunction:
+def rank_function(ranker: TrainedRanker, name: str = "rank") -> RankFunction:
     """The ranker of a run.
+
+    Args:
+        ranker: of the run.
+        name: of the signature; `rank_as_shown` reads numbers of the candidates `as_shown` too.
 
     Raises:
         ArtifactError: it cannot be loaded.
     """
     folder = ranker.directory / ranker.ranker
-    signature = load_savedmodel(folder, "rank").signatures["rank"]
+    signature = load_savedmodel(folder, name).signatures[name]
 
     def rank(raw: Mapping[str, tf.Tensor], items: Any, scores: Any) -> Mapping[str, Any]:
         inputs = dict(raw) | {"candidates": items, "retrieval_scores": scores}

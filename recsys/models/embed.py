@@ -36,7 +36,7 @@ def load_savedmodel(folder: Path, *signatures: str) -> Any:
         raise ArtifactError(f"{folder} cannot be loaded as a SavedModel: {error}") from error
     for name in signatures:
         if name not in model.signatures:
-            step = "rank" if name == "rank" else "fit"
+            step = "rank" if name.startswith("rank") else "fit"
             raise ArtifactError(
                 f"{folder} has no signature {name!r}, only {sorted(model.signatures)}: "
                 f"expected what `recsys {step}` writes"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recsys.dataset import Corpus
 from recsys.features import FeatureEncoder
-from recsys.schema import Feature, Schema
+from recsys.schema import Feature, Schema, as_shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,15 @@ class RankerFeatures(tf.Module):
         return self._encoder.vocabulary_sizes()
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Encode a request: features that it reads; other keys pass through."""
+        """Encode a request: features that it reads, and `as_shown`; other keys pass through."""
         encoded: dict[str, tf.Tensor] = self._encoder(
             {k: v for k, v in raw.items() if self.item_history is None or k not in self._listed}
         )
         listed = {name: self._rows.lookup(raw[name]) for name in self._listed if name in raw}
+        for feature in self.candidate:
+            field = as_shown(feature.name)
+            if field in raw:
+                encoded |= {field: self._encoder({feature.name: raw[field]})[feature.name]}
         return encoded | listed
 
     @property

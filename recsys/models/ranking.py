@@ -25,7 +25,7 @@ from recsys.models.list_losses import ABSENT, LOSSES
 from recsys.models.ranker_features import KnownItems, RankerFeatures
 from recsys.models.target_attention import TargetAttention
 from recsys.ranking_config import Ranking
-from recsys.schema import Feature, Schema
+from recsys.schema import Feature, Schema, as_shown
 
 #: Score of what is no candidate.
 _NONE = -1e9
@@ -116,7 +116,8 @@ class RankingNetwork(tf.keras.layers.Layer):
         """Log odds of the candidates, `[batch, candidates, outputs]`; -1e9 where there is none.
 
         Args:
-            encoded: what `RankerFeatures` makes of a request.
+            encoded: what `RankerFeatures` makes of a request; numbers `as_shown` take the place of
+                those of the corpus.
             training: whether to drop units.
         """
         features, rows = self._features(), encoded["candidates"]
@@ -141,6 +142,9 @@ class RankingNetwork(tf.keras.layers.Layer):
             yield feature, tf.tile(query, [1, width, 1])
         flat = features.of_candidates(tf.reshape(rows, [-1]))
         for feature in features.candidate:
+            if as_shown(feature.name) in encoded:
+                yield feature, encoded[as_shown(feature.name)]
+                continue
             own = self._embedding([feature], flat)
             yield feature, tf.reshape(own, [batch, width, own.shape[-1]])
 
@@ -293,7 +297,11 @@ class Ranker(tfrs.Model):
         return {"scores": tf.squeeze(log_odds, axis=-1)}
 
     def save_ranker(
-        self, directory: Path, statistics: NDArray[np.float32], *calibrations: Calibration
+        self,
+        directory: Path,
+        statistics: NDArray[np.float32],
+        *calibrations: Calibration,
+        values: Sequence[str] = (),
     ) -> None:
         """Write a SavedModel with the signature `rank`.
 
@@ -305,10 +313,15 @@ class Ranker(tfrs.Model):
             directory: to write.
             statistics: of the items as of the end of what is known when it serves.
             calibrations: of the logits, one for each output.
+            values: fields `as_shown`. With them there is a signature `rank_as_shown` too, which
+                takes them, float32 `[batch, any]`: it judges lists of the past.
         """
         self.features.renew(statistics)
         module = _Served(self, calibrations)
-        tf.saved_model.save(module, str(directory), {"rank": module.signature()})
+        signatures = {"rank": module.signature()}
+        if values:
+            signatures["rank_as_shown"] = module.signature(*values)
+        tf.saved_model.save(module, str(directory), signatures)
 
 
 class _Served(tf.Module):
@@ -326,11 +339,12 @@ class _Served(tf.Module):
         self._scale = tf.Variable(scale, trainable=False)
         self._offset = tf.Variable(offset, trainable=False)
 
-    def signature(self) -> Any:
+    def signature(self, *values: str) -> Any:
         request = raw_signature(self._features.schema.query) | {
             "candidates": tf.TensorSpec([None, None], tf.int32, "candidates"),
             "retrieval_scores": tf.TensorSpec([None, None], tf.float32, "retrieval_scores"),
         }
+        request |= {name: tf.TensorSpec([None, None], tf.float32, name) for name in values}
 
         def rank(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = self._network(self._features(raw))

@@ -95,5 +95,10 @@ def test_impressions_belong_to_a_ranker_of_one_task(events):
     assert load_config(events, [SHOWN, "ranking.candidates=100"]).data.impressions.columns.request
     with pytest.raises(ConfigError, match=r"read by a second stage: add `ranking`"):
         load_config(events, [SHOWN])
+    with pytest.raises(ConfigError, match=r"columns\.values: 'cost' is none .* numbers, \["):
+        load_config(
+            events,
+            [SHOWN, "ranking.candidates=100", "data.impressions.columns.values={cost: c}"],
+        )
     with pytest.raises(ConfigError, match=r"ranking\.tasks: impressions tell one label"):
         load_config(events, [SHOWN, "ranking.tasks={buy: 1.0}"])

@@ -51,6 +51,7 @@ def test_inconsistent_schemas_are_refused(features, message):
     ("fields", "message"),
     [
         ({"name": "label", "side": "query", "kind": "number"}, "reserved name"),
+        ({"name": "as_shown_price", "side": "query", "kind": "number"}, "begin with 'as_shown_'"),
         ({"name": "h", "side": "query", "kind": "history"}, "`of` names the feature"),
         ({"name": "h", "side": "context", "kind": "history", "of": "x"}, "belongs to side query"),
         ({"name": "a b", "side": "query", "kind": "number"}, "pattern"),

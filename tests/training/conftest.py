@@ -80,8 +80,12 @@ def _sequences(folder, name, triples):
 
 
 def _impressions(folder, shown):
-    """Write shown lists: (user, history, items, clicked items) by window; `zz` is no candidate."""
+    """Write shown lists by window: (user, history, items, clicked items), and prices if there are.
+
+    `zz` is no candidate.
+    """
     told = {}
+    priced = any(prices for lists in shown.values() for *_, prices in map(_list, lists))
     for window, lists in shown.items():
         records = [
             _record(
@@ -92,19 +96,26 @@ def _impressions(folder, shown):
                 country="AT",
                 shown_items=list(items),
                 shown_positions=[place + 1 for place in range(len(items))],
+                **({"as_shown_price": prices} if priced else {}),
             )
-            for n, (user, history, items, clicked) in enumerate(lists)
+            for n, (user, history, items, clicked, prices) in enumerate(map(_list, lists))
         ]
         _write(folder / "impressions" / window, records)
-        clicks = sum(len(clicked) for *_, clicked in lists)
+        clicks = sum(len(clicked) for *_, clicked, _ in map(_list, lists))
         told[window] = Queries(path=f"impressions/{window}", num_labels=clicks, **_told(lists))
     counts = [_record(item=i, shown=[n, 9], clicked=[n // 2, 5]) for n, i in enumerate(ITEMS)]
     _write(
         folder / "impressions" / "counts",
         [_record(item="zz", shown=[9, 9], clicked=[9, 9]), *counts],
     )
-    longest = max(len(items) for lists in shown.values() for _, _, items, _ in lists)
-    return Impressions(**told, counts="impressions/counts", longest=longest, positions=True)
+    longest = max(len(one[2]) for lists in shown.values() for one in lists)
+    values = ("price",) if priced else ()
+    counts = "impressions/counts"
+    return Impressions(**told, counts=counts, longest=longest, positions=True, values=values)
+
+
+def _list(told):
+    return told if len(told) == 5 else (*told, [])
 
 
 def _told(triples):

@@ -68,7 +68,11 @@ def test_with_outcomes_each_candidate_has_a_label_for_each_task(data, tiny_tower
 
 
 def test_what_was_shown_takes_the_place_of_what_is_retrieved(tiny_data, tiny_towers, tmp_path):
-    lists = [("u", "a", ["f", "zz", "b", "c"], "b"), ("v", "ab", ["a", "c"], "")]
+    prices = [3.0, 5.0, np.nan, 4.0]
+    lists = [
+        ("u", "a", ["f", "zz", "b", "c"], "b", prices),
+        ("v", "ab", ["a", "c"], "", [2.0, 1.0]),
+    ]
     shown = {"validation": lists, "test": lists}
     data = tiny_data(TRAINING, VALIDATION, [("n", "a", "a")], shown=shown)
     corpus, split = read_corpus(data), data.impressions.validation
@@ -85,9 +89,11 @@ def test_what_was_shown_takes_the_place_of_what_is_retrieved(tiny_data, tiny_tow
     assert train["candidates"].numpy().tolist() == [[5, 1, 2]]
     assert train["positions"].numpy().tolist() == [[1, 3, 4]]
     assert train["task_labels"].numpy().tolist() == [[[0], [1], [0]]]
+    np.testing.assert_equal(train["as_shown_price"].numpy(), np.float32([[3, np.nan, 4]]))
     np.testing.assert_allclose(train["retrieval_scores"], [[0.01, 1.05, 0.04]], rtol=1e-5)
     (held,) = written.read(data, HELD_OUT, 10)
     assert held["candidates"].numpy().tolist() == [[0, 2, -1]]
+    np.testing.assert_equal(held["as_shown_price"].numpy(), np.float32([[2, 1, np.nan]]))
     assert np.isneginf(held["retrieval_scores"].numpy()[0, 2])
 
 

@@ -186,6 +186,36 @@ def test_the_ranker_learns_from_what_was_shown(settings, shown_data, model, tmp_
     assert report.impressions["model"]["candidates"] == 3
 
 
+def test_prices_are_those_of_the_moment(settings, shown_data, model, tiny_data, tmp_path):
+    """Of two items the one that was cheaper when shown is clicked; the item table knows nothing."""
+    lists, rng = [], np.random.default_rng(1)
+    for n in range(80):
+        prices = rng.permutation([2.0, 5.0]).tolist()
+        items = [ITEMS[n % 6], ITEMS[(n + 1 + n // 6 % 5) % 6]]
+        lists.append((f"u{n}", ITEMS[n % 6], items, items[int(np.argmin(prices))], prices))
+    shutil.rmtree(shown_data.directory)
+    shown = {"validation": lists, "test": lists[:20]}
+    train = [("t", "b", "a"), ("t", "c", "ab")]
+    data = tiny_data(train, [("v", "b", "a")], [("n", "a", "a")], shown=shown)
+    for name in shown_data.vocabularies:
+        values = list(ITEMS) if name == "item_id" else ["AT"]
+        (data.directory / f"{name}.txt").write_text("".join(f"{v}\n" for v in values))
+    told = {n: getattr(shown_data, n) for n in ("vocabularies", "statistics")}
+    data = data.model_copy(update=told)
+    update = {"epochs": 12, "batch_size": 8, "loss": "pairwise", "learning_rate": 0.02}
+    ranking = settings.ranking.model_copy(update=update)
+    evaluation = settings.evaluation.model_copy(update={"baselines": ()})
+    judged = settings.model_copy(update={"ranking": ranking, "evaluation": evaluation})
+    ranker = rank(judged, data, model, tmp_path / "ranking")
+    assert ranker.held_out["ranker"]["request_auc"] > 0.95
+    evaluate(judged, data, model, None, tmp_path / "evaluation", ranker)
+    report = EvaluationReport.load(tmp_path / "evaluation")
+    assert report.shown["model"]["request_auc"] > 0.95
+    saved = tf.saved_model.load(str(tmp_path / "ranking" / ranker.ranker)).signatures
+    inputs = {name: set(s.structured_input_signature[1]) for name, s in saved.items()}
+    assert inputs["rank_as_shown"] - inputs["rank"] == {"as_shown_price"}
+
+
 def test_lists_without_a_click_are_refused(settings, shown_data, model, tmp_path, monkeypatch):
     def unclicked(*arguments):
         shown = read_shown(*arguments)

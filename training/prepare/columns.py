@@ -143,6 +143,8 @@ def _roles(
         key = f"data.{table}.columns.{role}"
         if isinstance(mapped, tuple):
             yield from ((f"{key}.{index}", column, table) for index, column in enumerate(mapped))
+        elif isinstance(mapped, dict):
+            yield from ((f"{key}.{name}", column, table) for name, column in mapped.items())
         elif mapped is not None:
             yield key, mapped, table
 

@@ -30,6 +30,7 @@ from training.prepare.values import (
     feature_value,
     identifier,
     microseconds,
+    not_a_number,
     number,
 )
 
@@ -43,8 +44,9 @@ def shown_rows(tables: Tables, config: RunConfig) -> DataFrame:
     """Return the rows of the table in canonical columns.
 
     Columns: `request`, `user`, `item`, `at`, `clicked` (0 or 1), `position` (0 without one),
-    `f_<feature>` of context features that no other table has, `reason` to drop the row or null,
-    `wrong_clicked` and `wrong_position`: the text of a value that cannot be, or null.
+    `v_<feature>` of candidates' numbers as shown, `f_<feature>` of context features that no other
+    table has, `reason` to drop the row or null, `wrong_clicked`, `wrong_position` and
+    `wrong_v_<feature>`: the text of a value that cannot be, or null.
 
     Args:
         tables: with that of shown items.
@@ -72,6 +74,7 @@ def shown_rows(tables: Tables, config: RunConfig) -> DataFrame:
         at.alias("at"),
         clicked.cast("int").alias("clicked"),
         position.cast("bigint").alias("position"),
+        *(number(name).alias(f"v_{feature}") for feature, name in roles.values.items()),
         *(
             feature_value(frame, f, f"feature {f.name!r}", table.time_format).alias(f"f_{f.name}")
             for f in _asked_in(config, tables)
@@ -79,6 +82,7 @@ def shown_rows(tables: Tables, config: RunConfig) -> DataFrame:
         F.coalesce(*(F.when(test, F.lit(why)) for why, test in reasons.items())).alias("reason"),
         _wrong(roles.clicked, clicked.isin(0.0, 1.0)).alias("wrong_clicked"),
         wrong_position.alias("wrong_position"),
+        *(not_a_number(name).alias(f"wrong_v_{feature}") for feature, name in roles.values.items()),
     )
 
 
@@ -91,8 +95,9 @@ def report_shown(rows: DataFrame, corpus: DataFrame, config: RunConfig) -> dict[
         config: the run's.
 
     Raises:
-        PrepareError: the table is empty, or a label or position is none.
+        PrepareError: the table is empty, or a label, position or number is none.
     """
+    checked = _checked(_table(config))
     found = {
         row["reason"]: row
         for row in rows.groupBy("reason")
@@ -100,7 +105,7 @@ def report_shown(rows: DataFrame, corpus: DataFrame, config: RunConfig) -> dict[
             F.count(F.lit(1)).alias("rows"),
             *(
                 count(F.col(f"wrong_{role}")).alias(f"{how}_{role}")
-                for role in ("clicked", "position")
+                for role in checked
                 for how, count in (("num", F.count), ("one", F.min))
             ),
         )
@@ -114,13 +119,12 @@ def report_shown(rows: DataFrame, corpus: DataFrame, config: RunConfig) -> dict[
             f"{_KEY}: no row is left: "
             + ", ".join(f"{reason}: {row['rows']}" for reason, row in found.items())
         )
-    told = {"clicked": "1 or 0, true or false", "position": "whole numbers from 1"}
-    for role, expected in told.items():
+    for role, (key, name, expected) in checked.items():
         if kept[f"num_{role}"]:
             raise PrepareError(
-                f"{_KEY}.columns.{role}: expected {expected} in column "
-                f"{getattr(_table(config).columns, role)!r}, but {kept[f'num_{role}']} rows have "
-                f"something else, such as {kept[f'one_{role}']!r}; convert it with `derive`"
+                f"{_KEY}.columns.{key}: expected {expected} in column {name!r}, but "
+                f"{kept[f'num_{role}']} rows have something else, such as "
+                f"{kept[f'one_{role}']!r}; convert it with `derive`"
             )
     items = rows.filter(F.col("reason").isNull()).select("item")
     report = {"rows read": sum(row["rows"] for row in found.values()) + kept["rows"]}
@@ -137,9 +141,9 @@ def build_requests(
     """Return one row per request of all windows that has enough history to be asked.
 
     Columns: `user`, `request`, `at` (the earliest of its rows), `order` (none), `window`, `shown`
-    (an array of structs of `position`, `item` and `clicked`, by position; no item comes twice),
-    `warm`, `f_<feature>` of query and context features, and what the leakage check needs, see
-    `build_examples`.
+    (an array of structs of `position`, `item`, `clicked` and `v_<feature>`, by position; an item
+    that comes twice counts where it came first), `warm`, `f_<feature>` of query and context
+    features, and what the leakage check needs, see `build_examples`.
 
     Args:
         rows: see `shown_rows`.
@@ -191,7 +195,17 @@ def write_impressions(requests: DataFrame, config: RunConfig, directory: Path) -
         counts=write_item_counts(_by_item(shown), directory),
         longest=requests.agg(F.max(F.size("shown"))).first()[0],
         positions=_table(config).columns.position is not None,
+        values=tuple(_table(config).columns.values),
     )
+
+
+def _checked(table: Table) -> dict[str, tuple[str, str | None, str]]:
+    """Key, column and expectation of what may hold something that cannot be, by `wrong_` column."""
+    roles = table.columns
+    return {
+        "clicked": ("clicked", roles.clicked, "1 or 0, true or false"),
+        "position": ("position", roles.position, "whole numbers from 1"),
+    } | {f"v_{f}": (f"values.{f}", name, "numbers") for f, name in roles.values.items()}
 
 
 def _table(config: RunConfig) -> Table:
@@ -217,12 +231,22 @@ def _requests(rows: DataFrame, tables: Tables, config: RunConfig, points: SplitP
     kept = rows.filter(F.col("reason").isNull())
     own = [f"f_{f.name}" for f in _asked_in(config, tables)]
     first = F.struct("at", "position", *own)
+    values = [f"v_{feature}" for feature in _table(config).columns.values]
     once = kept.groupBy("user", "request", "item").agg(
         F.max("clicked").alias("clicked"),
-        F.min("position").alias("position"),
+        F.min(F.struct("position", *values)).alias("place"),
         F.min(first).alias("row"),
     )
-    listed = F.array_sort(F.collect_list(F.struct("position", "item", "clicked")))
+    listed = F.array_sort(
+        F.collect_list(
+            F.struct(
+                F.col("place")["position"].alias("position"),
+                "item",
+                "clicked",
+                *(F.col("place")[name].alias(name) for name in values),
+            )
+        )
+    )
     requests = once.groupBy("user", "request").agg(listed.alias("shown"), F.min("row").alias("row"))
     at = F.col("row")["at"]
     window = F.when(at >= points.test_from, "test").when(at >= points.validation_from, "validation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pyspark.sql import functions as F
 from recsys.artifacts import Corpus, Examples, Queries, Sequences
 from recsys.config import RunConfig
 from recsys.judged import PREFIX
-from recsys.schema import Feature, Schema, missing_value
+from recsys.schema import Feature, Schema, as_shown, missing_value
 from training.prepare.errors import PrepareError
 from training.prepare.outcomes import listed_outcomes
 from training.prepare.values import spark_type, to_datetime
@@ -112,8 +113,8 @@ def write_requests(
 ) -> Queries:
     """Write the shown lists of a window to `impressions/` and its name, a record each.
 
-    A record is that of a query without exclusions: `label` are the clicked items; `shown_items` and
-    `shown_positions` are all of them, by position.
+    A record is that of a query without exclusions: `label` are the clicked items; `shown_items`,
+    `shown_positions` and numbers `as_shown` are of all of them, by position.
 
     Args:
         requests: see `build_requests`.
@@ -132,6 +133,7 @@ def write_requests(
         clicked["item"].alias("label"),
         F.col("shown")["item"].alias("shown_items"),
         F.col("shown")["position"].alias("shown_positions"),
+        *_as_shown(config),
         *(F.col(f"f_{f.name}").alias(f.name) for f in config.schema_.query),
     ]
     shards = _sharded(own, config, "user", "request").select(*fields)
@@ -140,6 +142,15 @@ def write_requests(
     num_labels = own.agg(F.sum(F.size(clicked))).first()[0]
     logger.info("%s: %d lists, %d clicks", path, count.num_examples, num_labels)
     return Queries(path=path, num_files=len(by_file), num_labels=num_labels, **_told(count, config))
+
+
+def _as_shown(config: RunConfig) -> Iterator[Column]:
+    """Yield the numbers of shown items, NaN for none."""
+    table = config.data.impressions
+    for name in table.columns.values if table is not None else ():
+        values = F.col("shown")[f"v_{name}"]
+        floats = F.transform(values, lambda v: F.coalesce(v, F.lit(float("nan"))).cast("float"))
+        yield floats.alias(as_shown(name))
 
 
 def write_item_counts(counts: DataFrame, directory: Path) -> str:

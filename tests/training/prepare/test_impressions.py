@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from pyspark.sql import functions as F
@@ -25,34 +26,37 @@ FEATURES = [
     {"name": "asked_at", "side": "context", "kind": "time", "column": "time"},
     {"name": "device", "side": "context", "kind": "category", "column": "c"},
     {"name": "item_id", "side": "candidate", "kind": "id", "column": "item"},
+    {"name": "price", "side": "candidate", "kind": "number", "column": "p"},
 ]
 COLUMNS = {
     "request": "r", "user": "who", "item": "what", "time": "t", "clicked": "y", "position": "n",
+    "values": {"price": "p"},
 }  # fmt: skip
-#: Request, user, item, moment, clicked, position, device; validation is from the 20th, test from 25th.
+SHOWN_COLUMNS = ("r", "who", "what", "t", "y", "n", "p")
+#: Request, user, item, moment, clicked, position, device, price; validation is from the 20th, test from 25th.
 SHOWN = [
-    ("1", "a", "v", "2024-01-05 00:00:00", "1", "1", "phone"),
-    ("1", "a", "w", "2024-01-05 00:00:00", "0", "2", "phone"),
+    ("1", "a", "v", "2024-01-05 00:00:00", "1", "1", "phone", "7"),
+    ("1", "a", "w", "2024-01-05 00:00:00", "0", "2", "phone", "5"),
     # Shown again further down, and clicked there; the click is an event of the same moment.
-    ("2", "a", "w", "2024-01-21 00:00:00", "0", "1", "desk"),
-    ("2", "a", "x", "2024-01-21 00:01:00", "0", "2", "desk"),
-    ("2", "a", "w", "2024-01-21 00:02:00", "1", "3", "desk"),
-    ("2", "a", "gone", "2024-01-21 00:00:00", "0", "4", "desk"),
-    ("3", "b", "v", "2024-01-22 00:00:00", "0", "1", None),
-    ("3", "b", "x", "2024-01-22 00:00:00", "1", "2", None),
+    ("2", "a", "w", "2024-01-21 00:00:00", "0", "1", "desk", "5"),
+    ("2", "a", "x", "2024-01-21 00:01:00", "0", "2", "desk", None),
+    ("2", "a", "w", "2024-01-21 00:02:00", "1", "3", "desk", "4"),
+    ("2", "a", "gone", "2024-01-21 00:00:00", "0", "4", "desk", "9"),
+    ("3", "b", "v", "2024-01-22 00:00:00", "0", "1", None, "7"),
+    ("3", "b", "x", "2024-01-22 00:00:00", "1", "2", None, "6"),
     # The same id for another user is another list.
-    ("3", "a", "y", "2024-01-26 00:00:00", "1", "1", "phone"),
-    ("4", "new", "y", "2024-01-27 00:00:00", "0", "5", "phone"),
-    ("5", None, "y", "2024-01-27 00:00:00", "0", "1", "phone"),
-    ("5", "b", "y", "some day", "0", "1", "phone"),
+    ("3", "a", "y", "2024-01-26 00:00:00", "1", "1", "phone", "8"),
+    ("4", "new", "y", "2024-01-27 00:00:00", "0", "5", "phone", "8"),
+    ("5", None, "y", "2024-01-27 00:00:00", "0", "1", "phone", "8"),
+    ("5", "b", "y", "some day", "0", "1", "phone", "8"),
 ]
 
 
 @pytest.fixture
 def clicks(click):
     days = {"v": 5, "w": 6, "x": 7, "y": 8}
-    rows = [click("a", item, day, c="phone") for item, day in days.items()]
-    rows += [click("b", item, day, c="desk") for item, day in days.items()]
+    rows = [click("a", item, day, c="phone", p=str(day)) for item, day in days.items()]
+    rows += [click("b", item, day, c="desk", p=str(day)) for item, day in days.items()]
     rows += [click("a", "w", 21, c="desk"), click("a", "x", 23, c="desk")]
     return [*rows, click("b", "v", 23, c="desk"), click("a", "v", 26, c="phone")]
 
@@ -63,7 +67,9 @@ def shown(spark):
 
     def make(rows):
         register(spark)
-        schema = ", ".join(f"{name} string" for name in ("r", "who", "what", "t", "y", "n", "c"))
+        schema = ", ".join(
+            f"{name} string" for name in ("r", "who", "what", "t", "y", "n", "c", "p")
+        )
         spark.createDataFrame(rows, schema).createOrReplaceTempView("shown")
 
     return make
@@ -97,6 +103,8 @@ def test_a_shown_list_is_asked_with_what_was_known_before_it(
     (validation_a, validation_b) = sorted(
         records_of(data, data.impressions.validation), key=lambda record: record["user"]
     )
+    # As of where it came first, whatever the item table says by now.
+    np.testing.assert_equal(validation_a.pop("as_shown_price"), [5.0, np.nan, 9.0])
     # No event of its own moment, or later, is in its history.
     assert validation_a == {
         "user": ["a"], "time": [micros], "label": ["w"], "shown_items": ["w", "x", "gone"],
@@ -125,6 +133,7 @@ def test_a_shown_list_is_asked_with_what_was_known_before_it(
     assert data.sources["impressions"].num_rows == 12
     assert data.impressions.validation.num_labels == 2
     assert (data.impressions.longest, data.impressions.positions) == (3, True)
+    assert data.impressions.values == ("price",)
     assert data.impressions.test.num_cold_users == 1
     assert PreparedData.load(data.directory).impressions == data.impressions
 
@@ -136,6 +145,11 @@ def test_what_cannot_be_used_is_refused(spark, stages, clicks, shown, config, tm
     wrong = [
         (4, "maybe", r"columns\.clicked: expected 1 or 0.*column 'y', but 1 rows.*such as 'maybe'"),
         (5, "0", r"columns\.position: expected whole numbers from 1.*such as '0'"),
+        (
+            7,
+            "dear",
+            r"columns\.values\.price: expected numbers in column 'p', but 1.*such as 'dear'",
+        ),
         (0, None, r"no row is left: null request: 1"),
     ]
     for column, value, expected in wrong:
@@ -157,10 +171,12 @@ def test_what_cannot_be_used_is_refused(spark, stages, clicks, shown, config, tm
 
 def test_context_of_a_request_must_stand_in_its_own_table(config):
     known = {
-        "events": Columns(("u", "i", "t", "c"), "clicks"),
-        "impressions": Columns(tuple(COLUMNS.values()), "shown"),
+        "events": Columns(("u", "i", "t", "c", "p"), "clicks"),
+        "impressions": Columns(SHOWN_COLUMNS, "shown"),
     }
     with pytest.raises(ConfigError, match=r"features\.3\.column: expected a column 'c' in shown"):
         verify(config, known)
-    names = (*COLUMNS.values(), "c")
-    verify(config, known | {"impressions": Columns(names, "shown")})
+    whole = known | {"impressions": Columns((*SHOWN_COLUMNS, "c"), "shown")}
+    verify(config, whole)
+    with pytest.raises(ConfigError, match=r"impressions\.columns\.values\.price: .*'p' in shown"):
+        verify(config, known | {"impressions": Columns((*SHOWN_COLUMNS[:-1], "c"), "shown")})
