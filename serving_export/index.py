@@ -106,12 +106,13 @@ class ScannIndex(tf.Module):
         """Search once for the queries of each step, `[batch, width]`."""
         efforts = tf.constant(self._steps())
         steps = tf.searchsorted(efforts[:, 0], counts)
-        distinct, which = tf.unique(steps)
-
-        def search_step(n: tf.Tensor, *found: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return n + 1, *ask.again(tf.where(which == n), efforts[distinct[n]], found)
 
         def search_each() -> tuple[tf.Tensor, tf.Tensor]:
+            distinct, which = tf.unique(steps)
+
+            def search_step(n: tf.Tensor, *found: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                return n + 1, *ask.again(tf.where(which == n), efforts[distinct[n]], found)
+
             _, rows, scores = tf.while_loop(
                 lambda n, *_: n < tf.size(distinct),
                 search_step,
@@ -121,9 +122,10 @@ class ScannIndex(tf.Module):
             return rows, scores
 
         # A single request, and most batches: nothing is taken apart.
+        last = tf.reduce_max(steps)
         return tf.cond(
-            tf.size(distinct) == 1,
-            lambda: ask.found(ask.queries, efforts[distinct[0]]),
+            tf.reduce_min(steps) == last,
+            lambda: ask.found(ask.queries, efforts[last]),
             search_each,
         )
 
