@@ -2,12 +2,15 @@
 
     pip install -e '.[benchmark]'
     taskset -c 1 python benchmarks/index.py [--size 1000000] [--clusters 2000] [--seconds 300]
+                                            [--alone]
 
 Corpus and queries are made here: clusters of very different size, vectors of very different
 length, compared by dot product. Every contender is tuned on one half of the queries to the recall
 asked for, and measured on the other, in batches of 100, round by round in turn. Queries per second
 are per second of processor time, so that what else runs on the machine weighs little; the load is
 noted beside them.
+
+`--alone` makes our index only, and says what memory and time that takes.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ RECALL = 0.95
 NUM_QUERIES = 2000
 BATCH = 100
 ROUNDS = 7
+ALONE = "tuned index alone in a process"
 TIE = 1e-5
 
 Vectors = NDArray[np.float32]
@@ -124,6 +128,38 @@ def exact(corpus: Vectors) -> Iterator[Contender]:
     flat = faiss.IndexFlatIP(DIM)
     flat.add(corpus)
     yield Contender("exact, faiss", lambda q: flat.search(q, K)[1], 0, size, "")
+
+
+def alone(
+    corpus: Vectors, queries: Vectors, seconds: float, data: str, command: str
+) -> list[Record]:
+    """Memory and time of tuning and building; the process has done nothing else before."""
+    before, begun = _peak_gib(), time.process_time()
+    _, report = build(corpus, queries, config.Index(min_recall=RECALL, k=K, max_seconds=seconds))
+    print(index_table(report), flush=True)
+    what = f"{ALONE}: {report.kind} " + " ".join(f"{n}={v:g}" for n, v in report.parameters.items())
+    figures = {
+        "peak GiB": _peak_gib(),
+        "peak GiB before, libraries and corpus": before,
+        "seconds to tune and build": report.seconds,
+        "processor seconds to tune and build": time.process_time() - begun,
+        f"recall@{K}": report.recall,
+    }
+    taken = Record(
+        what,
+        data,
+        "processor ms a query",
+        report.milliseconds_per_query,
+        command,
+        peer="exact, ScaNN",
+        peer_value=next(p.milliseconds_per_query for p in report.curve if p.kind == "brute_force"),
+    )
+    rows = [Record(what, data, metric, value, command) for metric, value in figures.items()]
+    return [taken, *rows]
+
+
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def ours(corpus: Vectors, queries: Vectors, seconds: float) -> Contender:
@@ -284,17 +320,34 @@ def records(
             Record(what, data, "MiB", one.mib, command),
             Record(what, data, "processor seconds to build", one.build_seconds, command),
         ]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    made.append(Record("all of them in one process", data, "peak GiB", peak, command, target="6"))
+    together = "all of them in one process"
+    made.append(Record(together, data, "peak GiB", _peak_gib(), command, target="6"))
     yield from (replace(one, versions=one.versions | versions) for one in made)
 
 
+def beside(corpus: Vectors, queries: Vectors, seconds: float) -> tuple[list[Contender], Sample]:
+    """All contenders, built and tuned, and the queries to measure them with."""
+    tuning, reported = halves(corpus, queries, K)
+    contenders = list(exact(corpus))
+    for make in (
+        lambda: ours(corpus, queries, seconds),
+        lambda: faiss_ivf(corpus, tuning),
+        lambda: faiss_hnsw(corpus, tuning),
+        lambda: hnsw(corpus, tuning),
+    ):
+        made = make()
+        print(time.strftime("%H:%M:%S"), made or "it does not reach the recall", flush=True)
+        contenders += [made] if made else []
+    return contenders, reported
+
+
 def main() -> None:
-    """Build, tune and measure all contenders."""
+    """Measure all contenders, or what ours takes alone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--clusters", type=int, default=2000, help="in the corpus made here")
     parser.add_argument("--seconds", type=float, default=300, help="for the search of our settings")
+    parser.add_argument("--alone", action="store_true", help="ours only: its memory and time")
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) > 1:
         parser.error(
@@ -305,23 +358,22 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     corpus = clustered(arguments.size, arguments.clusters, seed=1)
     queries = clustered(NUM_QUERIES, arguments.clusters, seed=2)
-    tuning, reported = halves(corpus, queries, K)
-    contenders = list(exact(corpus))
-    for make in (
-        lambda: ours(corpus, queries, arguments.seconds),
-        lambda: faiss_ivf(corpus, tuning),
-        lambda: faiss_hnsw(corpus, tuning),
-        lambda: hnsw(corpus, tuning),
-    ):
-        made = make()
-        print(time.strftime("%H:%M:%S"), made or "it does not reach the recall", flush=True)
-        contenders += [made] if made else []
     made_of = f"{arguments.size} x {DIM}, {arguments.clusters} clusters, norms vary"
-    data = f"{made_of}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     given = f"--size {arguments.size} --clusters {arguments.clusters}"
     command = f"taskset -c 1 python benchmarks/index.py {given}"
-    found = list(records(contenders, reported, data, command))
-    replace_rows("index", found, lambda row: str(row["data"]).startswith(made_of))
+    if arguments.alone:
+        data = f"{made_of}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        found = alone(corpus, queries, arguments.seconds, data, f"{command} --alone")
+    else:
+        contenders, reported = beside(corpus, queries, arguments.seconds)
+        data = f"{made_of}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        found = list(records(contenders, reported, data, command))
+
+    def stale(row: dict[str, object]) -> bool:
+        is_alone = str(row["what"]).startswith(ALONE)
+        return str(row["data"]).startswith(made_of) and is_alone == arguments.alone
+
+    replace_rows("index", found, stale)
     for record in found:
         print(
             record.what,

@@ -1,6 +1,7 @@
 """Requests to the exported model, one query or 64 at once, and what the time goes to.
 
-    python benchmarks/request_latency.py [RUN_DIR ...] [--untrained 43097 1000000] [--requests 300]
+    python benchmarks/request_latency.py [RUN_DIR ...] [--untrained 43097 1000000]
+                                         [--requests 2000] [--seconds 300]
 
 Each run folder holds `data/` and `export/`; `--untrained` makes two stages of so many items that
 nothing has trained (`untrained.py`), as speed does not depend on what was learned. Queries ask for
@@ -9,16 +10,21 @@ nothing has trained (`untrained.py`), as speed does not depend on what was learn
 The parts come from the signatures of one model: `embed_query`, `retrieve` (for as many as are
 ranked; with one stage `recommend`) and `recommend`. What each takes longer than the one before is
 the search, with exclusions and filters, and the ranking, with diversity. The overhead of a call is
-that of a signature with the same inputs and outputs that computes nothing.
+that of a signature with the same inputs and outputs that computes nothing. Where there are two
+stages, `retrieve` is also asked for the 20 that are shown: an answer of one stage by the same
+towers and index.
 
 All are asked in turn, request by request, so that other work on the machine slows them alike; the
-load is noted, and processor time beside the clock's, which other work hardly touches.
+load is noted, and processor time beside the clock's, which other work hardly touches. Single
+queries are asked `--requests` times. Batches are too where `--seconds` allow it for those of a
+variant together, and less often else, spread over the whole; each row tells how often.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,14 +39,32 @@ from typing import Any
 import numpy as np
 
 K = 20
-#: Queries at once, and the share of the rounds that ask so.
-BATCHES = {1: 1, 64: 3}
+#: Queries at once.
+BATCHES = (1, 64)
 WARM_UP = 12
+#: Rounds of batches at least, however long they take.
+LEAST = 30
 VARIANTS = ("scann", "exact")
 THREADS = ("default", "1")
 NOTHING = "nothing"
+ONE_STAGE = "one_stage"
 Call = Callable[[int], Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How often to ask: single queries `requests` times, batches within `seconds` if they can."""
+
+    requests: int
+    seconds: float
+
+    def every(self, size: int, milliseconds: float) -> int:
+        """Every how many rounds a variant takes part, whose signatures take that together."""
+        if size == 1:
+            return 1
+        wanted = math.ceil(self.requests * milliseconds / 1000 / self.seconds)
+        return max(1, min(wanted, self.requests // LEAST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +92,7 @@ class Requests:
         return {name: values[rows] for name, values in self.queries.items()} | rest | asked
 
 
-def measure(run_dir: Path, count: int, out: Path) -> None:
+def measure(run_dir: Path, effort: Effort, out: Path) -> None:
     """Write the milliseconds of every batch by variant, signature and size, `[rounds, 2]` each."""
     import tensorflow as tf
     from scann.scann_ops.py import scann_ops  # noqa: F401  (registers the ops)
@@ -88,11 +112,16 @@ def measure(run_dir: Path, count: int, out: Path) -> None:
         calls = {
             f"{name} {signature} {size}": _call(tf, model, signature, requests, size, depth)
             for name, model in models.items()
-            for signature in ("embed_query", "retrieve", "recommend")
+            for signature in ("embed_query", "retrieve", ONE_STAGE, "recommend")
             for size in BATCHES
-            if signature in model.signatures
+            if _asked(signature) in model.signatures
         }
-        np.savez(out, **_timed(calls, count))
+        np.savez(out, **_timed(calls, effort))
+
+
+def _asked(signature: str) -> str:
+    """What the model calls it."""
+    return "retrieve" if signature == ONE_STAGE else signature
 
 
 def _contract(export: Path) -> dict[str, Any]:
@@ -102,12 +131,12 @@ def _contract(export: Path) -> dict[str, Any]:
 
 
 def _call(tf: Any, model: Any, name: str, requests: Requests, size: int, depth: int) -> Call:
-    signature = model.signatures[name]
+    signature = model.signatures[_asked(name)]
     inputs = signature.structured_input_signature[1]
     k = depth if name == "retrieve" else K
     tensors = [
         {n: tf.constant(v) for n, v in requests.make(number, size, k).items() if n in inputs}
-        for number in range(max(1, min(len(requests) // size, 200)))
+        for number in range(max(1, len(requests) // size))
     ]
 
     def call(n: int, keep: Any = model) -> None:
@@ -117,23 +146,39 @@ def _call(tf: Any, model: Any, name: str, requests: Requests, size: int, depth: 
     return call
 
 
-def _timed(calls: Mapping[str, Call], count: int) -> Arrays:
+def _timed(calls: Mapping[str, Call], effort: Effort) -> Arrays:
     """Milliseconds of clock and of processor of every batch, `[rounds, 2]` by call."""
     times: dict[str, list[Any]] = {name: [] for name in calls}
     order, random = list(calls), np.random.default_rng(1)
-    for name in order:
-        for n in range(WARM_UP):
-            calls[name](n)
-    for n in range(count):
+    every = _every(calls, effort)
+    for n in range(effort.requests):
         random.shuffle(order)
         for name in order:
-            if n % BATCHES[int(name.split()[-1])]:
-                continue
-            begun = np.array([time.perf_counter(), time.process_time()])
-            calls[name](n)
-            taken = np.array([time.perf_counter(), time.process_time()]) - begun
-            times[name].append(1000 * taken)
+            if n % every[_kind(name)] == 0:
+                times[name].append(_milliseconds(calls[name], n))
     return {name: np.array(rounds) for name, rounds in times.items()}
+
+
+def _every(calls: Mapping[str, Call], effort: Effort) -> dict[tuple[str, int], int]:
+    """Warm up, and tell every how many rounds each variant is asked in each size."""
+    taken: dict[tuple[str, int], float] = {}
+    for name, call in calls.items():
+        warm = [_milliseconds(call, n)[0] for n in range(WARM_UP)][WARM_UP // 2 :]
+        taken[_kind(name)] = taken.get(_kind(name), 0.0) + float(np.median(warm))
+    return {kind: effort.every(kind[1], milliseconds) for kind, milliseconds in taken.items()}
+
+
+def _kind(name: str) -> tuple[str, int]:
+    """Variant and size of a call; all of a kind are asked equally often."""
+    variant, _, size = name.split()
+    return variant, int(size)
+
+
+def _milliseconds(call: Call, n: int) -> np.ndarray[Any, Any]:
+    """Of clock and of processor, `[2]`."""
+    begun = np.array([time.perf_counter(), time.process_time()])
+    call(n)
+    return 1000 * (np.array([time.perf_counter(), time.process_time()]) - begun)
 
 
 def _trivial(tf: Any, model: Any, folder: Path) -> Any:
@@ -157,7 +202,7 @@ def _constant(outputs: Any, /, **_: Any) -> Any:
     return outputs
 
 
-def records(run_dir: Path, count: int, command: str) -> Iterator[Any]:
+def records(run_dir: Path, effort: Effort, command: str) -> Iterator[Any]:
     """Measure in a process for each number of threads, and make the rows of the table."""
     from records import Record
 
@@ -168,22 +213,23 @@ def records(run_dir: Path, count: int, command: str) -> Iterator[Any]:
     data = f"{run_dir.name}, {exported.num_candidates} items, {stages}"
     for threads in THREADS:
         load = os.getloadavg()[0]
-        times = _in_a_process(run_dir, count, threads)
-        told = f"{count} rounds in turn; load {load:.1f} on {os.cpu_count()} cores"
-        record = partial(Record, data=data, command=command, target=told)
+        times = _in_a_process(run_dir, effort, threads)
         for variant in VARIANTS:
             for size in BATCHES:
+                rounds = len(times[f"{variant} recommend {size}"])
+                told = f"{rounds} rounds in turn; load {load:.1f} on {os.cpu_count()} cores"
                 what = f"{variant}, {size} at once, threads {threads}"
-                yield from _rows(partial(record, what=what), times, variant, size)
+                record = partial(Record, what, data, command=command, target=told)
+                yield from _rows(record, times, variant, size)
 
 
-def _in_a_process(run_dir: Path, count: int, threads: str) -> Arrays:
+def _in_a_process(run_dir: Path, effort: Effort, threads: str) -> Arrays:
     settings = {} if threads == "default" else dict.fromkeys(_THREAD_SETTINGS, threads)
     with TemporaryDirectory() as folder:
         out = Path(folder) / "times.npz"
-        command = [sys.executable, __file__, str(run_dir), "--requests", str(count)]
+        command = [sys.executable, __file__, str(run_dir), "--inner", str(out)]
         subprocess.run(
-            [*command, "--inner", str(out)],
+            [*command, "--requests", str(effort.requests), "--seconds", str(effort.seconds)],
             env=os.environ | settings | {"TF_CPP_MIN_LOG_LEVEL": "3"},
             check=True,
         )
@@ -191,7 +237,7 @@ def _in_a_process(run_dir: Path, count: int, threads: str) -> Arrays:
 
 
 def _rows(record: Callable[..., Any], times: Arrays, variant: str, size: int) -> Iterator[Any]:
-    """The whole beside a call that computes nothing; its parts beside the whole."""
+    """The whole beside a call that computes nothing and one stage; its parts beside the whole."""
 
     def of(name: str, signature: str, column: int = 0, share: float = 50) -> float:
         return float(np.percentile(times[f"{name} {signature} {size}"][:, column], share))
@@ -201,6 +247,11 @@ def _rows(record: Callable[..., Any], times: Arrays, variant: str, size: int) ->
         peer_value = of(NOTHING, "recommend", column, share)
         peer = "a signature that computes nothing"
         yield record(metric=metric, value=value, peer=peer, peer_value=peer_value)
+        if f"{variant} {ONE_STAGE} {size}" in times:
+            one = of(variant, ONE_STAGE, column, share)
+            yield record(
+                metric=f"{metric}: one stage", value=one, peer="two stages", peer_value=value
+            )
     whole, embed = of(variant, "recommend"), of(variant, "embed_query")
     overhead, overhead_of_embed = of(NOTHING, "recommend"), of(NOTHING, "embed_query")
     first = f"{variant} retrieve {size}" in times
@@ -241,19 +292,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--untrained", type=int, nargs="*", default=[], metavar="ITEMS")
-    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--requests", type=int, default=2000, help="rounds of single queries")
+    parser.add_argument("--seconds", type=float, default=300, help="for the batches of a variant")
     parser.add_argument("--inner", type=Path, help="measure here, write the times to this file")
     arguments = parser.parse_args()
+    effort = Effort(arguments.requests, arguments.seconds)
     if arguments.inner:
-        measure(arguments.runs[0], arguments.requests, arguments.inner)
+        measure(arguments.runs[0], effort, arguments.inner)
         return
-    from records import write
+    from records import replace
 
     command = " ".join(["python benchmarks/request_latency.py", *sys.argv[1:]])
     made = []
 
     def keep(run_dir: Path) -> None:
-        for row in records(run_dir, arguments.requests, command):
+        for row in records(run_dir, effort, command):
             made.append(row)
             share = f"{row.value / row.peer_value:6.2f} of {row.peer}"
             print(f"{row.data:42} {row.what:34} {row.metric:32} {row.value:9.3f} {share}")
@@ -263,7 +316,8 @@ def main() -> None:
     for num_items in arguments.untrained:
         with TemporaryDirectory() as folder:
             keep(_untrained(num_items, Path(folder)))
-    write("request_latency", made)
+    measured = {row.data for row in made}
+    replace("request_latency", made, lambda row: row["data"] in measured)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,9 @@ class Completion(tf.Module):
         request: Mapping[str, tf.Tensor],
         found: tuple[tf.Tensor, tf.Tensor],
         floor: tf.Tensor,
+        wanted: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Search for the queries that have got fewer than k; for none if all have.
+        """Search for the queries that have got fewer than they want; for none if all have.
 
         Items of the history are candidates without being fetched, so one may stand in a place that
         belongs to an item which was not fetched: what is below `floor` does not count.
@@ -71,12 +72,14 @@ class Completion(tf.Module):
             request: with the inputs of the filters.
             found: rows and scores `[batch, k]`, best first, -inf at the end where there are fewer.
             floor: `[batch]`, no item that was not fetched has a better score.
+            wanted: `[batch]`, places that matter; 0 where everything was fetched.
 
         Returns:
             Rows and scores `[batch, k]`; those of full answers are what they were.
         """
         rows, scores = found
         short = tf.math.is_inf(scores) | (scores < floor[:, tf.newaxis])
+        short &= tf.range(tf.shape(scores)[1]) < wanted[:, tf.newaxis]
         short = tf.reduce_any(short, axis=1)
         return tf.cond(
             tf.reduce_any(short),

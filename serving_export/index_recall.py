@@ -14,6 +14,8 @@ from serving_export.searcher import Floats, search
 #: Scores this close are equal: absolute below 1, relative above.
 _TIE = 1e-5
 _BATCH = 100
+#: Candidates that are compared with a batch at once: 26 MB of scores, however large the corpus.
+_ROWS = 65_536
 
 
 class Sample(NamedTuple):
@@ -64,8 +66,17 @@ def measure(handle: tf.Tensor, effort: Effort, sample: Sample) -> tuple[Floats, 
 
 
 def _kth_best(corpus: Floats, queries: Floats, k: int) -> Floats:
-    parts = [
-        np.partition(queries[start : start + _BATCH] @ corpus.T, -k, axis=1)[:, -k]
-        for start in range(0, len(queries), _BATCH)
-    ]
-    return np.concatenate(parts)
+    """Score of the exact k-th best, `[num_queries]`; k is at most the size of the corpus."""
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for start in range(0, len(corpus), _ROWS):
+        candidates = corpus[start : start + _ROWS].T
+        for first in range(0, len(queries), _BATCH):
+            few = slice(first, first + _BATCH)
+            scores = _largest(queries[few] @ candidates, k)
+            best[few] = _largest(np.concatenate([best[few], scores], axis=1), k)
+    return best.min(axis=1)
+
+
+def _largest(scores: Floats, k: int) -> Floats:
+    """The k largest of each row in any order; all where there are fewer."""
+    return scores if scores.shape[1] <= k else np.partition(scores, -k, axis=1)[:, -k:]

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 _BRUTE_FORCE_BELOW = 20_000
 _HASHED_BELOW = 100_000
 _AVQ = 2.0
-#: Candidates that are scored again, per neighbour wanted.
-_REORDER = (1, 2, 4, 8, 16, 32)
+#: Candidates that are scored again, per neighbour wanted, are doubled up to this; further only
+#: where nothing has met the target so far.
+_REORDER = 32
 #: Leaves are doubled from this share on, and then found to within the precision.
 _FIRST_SHARE = 1 / 256
 _PRECISION = 1.1
@@ -87,24 +88,21 @@ def build(
         ArtifactError: no setting reaches the target within the limits; the best is named.
     """
     begun, k = time.monotonic(), min(target.k, len(embeddings))
-    tuning, reported = halves(embeddings, queries, k)
+    samples = halves(embeddings, queries, k)
+    # All searchers hold the same tensor: one of the corpus, however many are tried.
+    corpus = tf.constant(embeddings)
     best: _Choice | None = None
     points: list[IndexPoint] = []
     for structure in _within(target.max_seconds, _structures(len(embeddings))):
-        for bits, state in _states(embeddings, structure):
-            trials = _trials(state, structure, k, tuning, target.min_recall)
-            measured = _frontier(state, structure, bits, trials, reported, target.min_recall)
-            for trial, point in measured:
-                points.append(point)
-                if _meets(trial, point, target) and (best is None or _cost(point) < best.cost):
-                    best = _Choice(state, trial.effort, point, _cost(point))
+        best, measured = _improved(best, corpus, structure, k, samples, target)
+        points += measured
         logger.info("index: %s tried, best so far %s", structure, best and best.point)
     if best is None:
         raise ArtifactError(_refusal(len(embeddings), k, points, target))
     report = IndexReport(
         **best.point.model_dump(),
         k=k,
-        num_queries=len(reported.queries),
+        num_queries=len(samples[1].queries),
         seconds=time.monotonic() - begun,
         curve=tuple(sorted(points, key=lambda point: point.milliseconds_per_query)),
     )
@@ -139,35 +137,75 @@ def _within(seconds: float, structures: list[Structure]) -> Iterator[Structure]:
         longest = max(longest, time.monotonic() - started)
 
 
-def _states(embeddings: Floats, structure: Structure) -> Iterator[tuple[int, State]]:
+def _improved(
+    best: _Choice | None,
+    corpus: tf.Tensor,
+    structure: Structure,
+    k: int,
+    samples: tuple[Sample, Sample],
+    target: config.Index,
+) -> tuple[_Choice | None, list[IndexPoint]]:
+    """The best after one more structure, and what that one does; of its searchers no other stays.
+
+    Args:
+        best: so far.
+        corpus: `[num_candidates, dim]`.
+        structure: to be trained.
+        k: neighbours.
+        samples: that tune and that report.
+        target: what to reach.
+    """
+    points = []
+    for bits, state in _states(corpus, structure):
+        worth = best.point.milliseconds_per_query if best is not None else math.inf
+        trials = _trials(state, structure, k, samples[0], target.min_recall, worth)
+        measured = _frontier(state, structure, bits, trials, samples[1], target.min_recall)
+        for trial, point in measured:
+            points.append(point)
+            if _meets(trial, point, target) and (best is None or _cost(point) < best.cost):
+                best = _Choice(state, trial.effort, point, _cost(point))
+    return best, points
+
+
+def _states(corpus: tf.Tensor, structure: Structure) -> Iterator[tuple[int, State]]:
     """Yield trained searchers that score again in 32 and in 8 bits."""
-    state = train(embeddings, structure)
+    state = train(corpus, structure)
     yield 32, state
     if structure.kind != "brute_force":
         yield 8, reordering_int8(state)
 
 
 def _trials(
-    state: State, structure: Structure, k: int, tuning: Sample, min_recall: float
+    state: State,
+    structure: Structure,
+    k: int,
+    tuning: Sample,
+    min_recall: float,
+    worth: float,
 ) -> list[_Trial]:
-    """Try efforts: for each number of candidates to score again, the fewest leaves that do."""
+    """Try efforts: for each number of candidates to score again, the fewest leaves that do.
+
+    `worth` is the milliseconds of the best index so far: what misses the target in more is not
+    tried with yet more candidates.
+    """
     if structure.kind == "brute_force":
         exact = Effort(k, 1, 1, state.dataset.shape[0])
         with restored(state) as handle:
             return [_tried(handle, exact, tuning)]
-    trials: list[_Trial] = []
-    fastest = math.inf
+    size, trials = state.hashed.shape[0], list[_Trial]()
+    fastest, recall, reorder = math.inf, -1.0, k
     with restored(state) as handle:
-        for times in _REORDER:
-            reorder = min(times * k, state.hashed.shape[0])
-            start = Effort(k, structure.num_leaves, structure.num_leaves, reorder)
+        while True:
+            start = Effort(k, structure.num_leaves, structure.num_leaves, min(reorder, size))
             tried = list(_fewest_leaves(handle, start, tuning, min_recall))
             trials += tried
             passed = min((t.milliseconds for t in tried if t.bound >= min_recall), default=math.inf)
-            if fastest < passed or reorder == state.hashed.shape[0]:
-                break  # Scoring more of them again has ceased to save leaves.
-            fastest = passed
-    return trials
+            if fastest < passed or reorder >= size:
+                return trials  # Scoring more of them again has ceased to save leaves.
+            hopeless = tried[-1].recall - recall < _LEAST_GAIN or tried[-1].milliseconds > worth
+            if reorder >= _REORDER * k and (passed < math.inf or hopeless):
+                return trials
+            fastest, recall, reorder = passed, tried[-1].recall, 2 * reorder
 
 
 def _fewest_leaves(

@@ -39,8 +39,8 @@ class ListEnd(tf.Module):
         self._exploration = None if exploration is None else Exploration(exploration)
 
     def needed(self, k: tf.Tensor, most: int) -> tf.Tensor:
-        """Candidates of which `k` are shown, int32 `[]`; at most `most`, as many as there are."""
-        return tf.clip_by_value(self._pool, k, most)
+        """Candidates of which `k` are shown, shaped as k; at most `most`, as many as there are."""
+        return tf.minimum(tf.maximum(self._pool, k), most)
 
     def shown(
         self, rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor, asked: tf.Tensor

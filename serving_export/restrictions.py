@@ -43,18 +43,17 @@ class Restrictions(tf.Module):
         return {filter_input(n): f.spec(filter_input(n)) for n, f in self._filters.items()}
 
     def fetched(self, request: Mapping[str, tf.Tensor], k: tf.Tensor) -> tf.Tensor:
-        """Candidates to fetch so that about `k` may be returned to each query, int32 `[]`.
+        """Candidates to fetch so that about `k` may be returned, int32 `[batch]`.
 
-        As many as the share of the corpus that passes tells, for the query with the least of it.
+        As many as the share of the corpus tells that passes for each query; `[]` where that and
+        `k` are the same for all.
         """
         share = tf.ones([], tf.float32)
         for name, one in self._filters.items():
             share *= one.share(request[filter_input(name)])
         if self._unavailable is not None:
             share *= 1.0 - self._unavailable.share()
-        # A batch without queries has no least share.
-        least = tf.reduce_min(tf.minimum(share, 1.0))
-        times = tf.where(least < 1.0, tf.minimum(_SLACK / least, float(self._overfetch)), 1.0)
+        times = tf.where(share < 1.0, tf.minimum(_SLACK / share, float(self._overfetch)), 1.0)
         return tf.cast(tf.math.ceil(tf.cast(k, tf.float32) * times), tf.int32)
 
     def allow(self, request: Mapping[str, tf.Tensor], rows: tf.Tensor) -> tf.Tensor:

@@ -29,8 +29,11 @@ Tensors = dict[str, tf.Tensor]
 class SearchIndex(Protocol):
     """Finds candidates by dot product."""
 
-    def search(self, queries: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Find corpus rows and scores, best first, `[batch, <= count]`; count is at least 1."""
+    def search(self, queries: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Find corpus rows and scores, best first, `[batch, <= largest count]`; NaN for none.
+
+        Counts are int32 `[batch]`, at least 1; what a query finds must not depend on the others.
+        """
         ...
 
 
@@ -192,27 +195,34 @@ class Retriever(tf.Module):
         """Answer `ids`, `scores` and maybe `propensities`, `[batch, min(largest k, N)]`."""
         if self._end is None:
             return self.retrieve(**request)
-        k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
+        k = tf.clip_by_value(request["k"], 0, self._size)
         best = self._best(request, self._end.needed(k, self._size))
-        return self._answer(request["k"], *self._end.shown(*best, k, request["k"]))
+        return self._answer(request["k"], *self._end.shown(*best, _largest(k), request["k"]))
 
     def retrieve(self, /, **request: tf.Tensor) -> Tensors:
         """Answer `ids` and `scores`, `[batch, min(largest k, N)]`, by the scores of the towers."""
-        k = tf.clip_by_value(tf.reduce_max(request["k"]), 0, self._size)
+        k = tf.clip_by_value(request["k"], 0, self._size)
         return self._answer(request["k"], *self._best(request, k))
 
     def _best(self, request: Mapping[str, tf.Tensor], k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Find rows and scores of the best k that may be returned, `[batch, k]`; -inf for none."""
-        query = self._query(request)
-        spare = tf.shape(query.excluded)[1] + tf.shape(query.seen)[1]
-        wanted = k if self._restrictions is None else self._restrictions.fetched(request, k)
-        # Even if every excluded item is among the best, k others are. ScaNN refuses to find none.
-        count = tf.clip_by_value(wanted + spare, 1, self._size)
-        rows, scores = self._index.search(query.embedding, count)
-        rows, scores = _widened(rows, scores, count)
+        """Find rows and scores of the best that may be returned, `[batch, largest k]`.
+
+        Args:
+            request: a batch of queries.
+            k: int32 `[batch]`, wanted by each, or `[]` by all. What stands behind is not to be
+                relied on: how far a query is searched for is not up to what others want.
+
+        Returns:
+            Rows and scores, -inf where there is none.
+        """
+        query, most = self._query(request), _largest(k)
+        counts = self._counts(query, request, k)
+        rows, scores = self._index.search(query.embedding, counts)
+        width = tf.maximum(most, _largest(counts))
+        rows, scores = _widened(rows, scores, width)
         cold = query.cold[:, tf.newaxis]
-        rows = tf.where(cold, self._popular[:count], rows)
-        scores = tf.where(cold, self._prior[:count], scores)
+        rows = tf.where(cold, self._popular[:width], rows)
+        scores = tf.where(cold, self._prior[:width], scores)
         # Nothing that was not fetched is better than this; the items of the history may be worse.
         floor = tf.reduce_min(tf.where(tf.math.is_nan(scores), np.inf, scores), axis=1)
         if query.repeat is not None:
@@ -220,16 +230,21 @@ class Retriever(tf.Module):
         dropped = contains(query.excluded, rows, self._size) | tf.math.is_nan(scores)
         if self._restrictions is not None:
             dropped |= tf.logical_not(self._restrictions.allow(request, rows))
-        scores, order = tf.math.top_k(tf.where(dropped, -np.inf, scores), k)
+        scores, order = tf.math.top_k(tf.where(dropped, -np.inf, scores), most)
         rows = tf.gather(rows, order, batch_dims=1)
         if self._completion is None:
             return rows, scores
-        # What was fetched is the whole corpus, or else there may be more than that.
-        return tf.cond(
-            count < self._size,
-            lambda: self._completion.complete(query, request, (rows, scores), floor),
-            lambda: (rows, scores),
-        )
+        # Where the whole corpus was fetched there is no more than that.
+        wanted = tf.where(counts < self._size, k, 0)
+        return self._completion.complete(query, request, (rows, scores), floor, wanted)
+
+    def _counts(self, query: Query, request: Mapping[str, tf.Tensor], k: tf.Tensor) -> tf.Tensor:
+        """Candidates to fetch for each query, int32 `[batch]`."""
+        listed = tf.concat([query.excluded, query.seen], axis=1)
+        spare = tf.reduce_sum(tf.cast(listed >= 0, tf.int32), axis=1)
+        wanted = k if self._restrictions is None else self._restrictions.fetched(request, k)
+        # Even if every excluded item is among the best, k others are. ScaNN refuses to find none.
+        return tf.clip_by_value(wanted + spare, 1, self._size)
 
     def _query(self, request: Mapping[str, tf.Tensor]) -> Query:
         features = self._features(request)
@@ -321,7 +336,12 @@ def _latest(history: tf.Tensor, happened: tf.Tensor, length: int) -> tf.Tensor:
     return values[:, -length:].to_tensor("", shape=[None, length])
 
 
+def _largest(k: tf.Tensor) -> tf.Tensor:
+    """The largest of `[batch]` or `[]`, 0 in an empty batch."""
+    return tf.maximum(tf.reduce_max(k), 0)
+
+
 def _widened(rows: tf.Tensor, scores: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Fill up to `[batch, width]` with row 0 and score -inf."""
-    missing = [[0, 0], [0, width - tf.shape(rows)[1]]]
+    missing = [[0, 0], [0, tf.maximum(width - tf.shape(rows)[1], 0)]]
     return tf.pad(rows, missing), tf.pad(scores, missing, constant_values=-np.inf)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +26,8 @@ _DIMENSIONS_PER_BLOCK = 2
 _SAMPLE_PER_LEAF = 256
 _LEAST_SAMPLE = 100_000
 _ANISOTROPIC_THRESHOLD = 0.2
+#: Vectors that are rounded at once, so that no second copy of the corpus is made on the way.
+_ROWS = 65_536
 #: `exact_reordering.fixed_point.enabled` in ScaNN's serialised config, off and on.
 _FLOAT32 = b"*\x0b\x08\x00A\x00\x00\x00\x00\x00\x00\xf8\x7f"
 _INT8 = _FLOAT32.replace(b"\x08\x00", b"\x08\x01")
@@ -69,7 +71,7 @@ class State(NamedTuple):
     @property
     def bytes(self) -> int:
         """Size of all tensors."""
-        return sum(len(_raw(tensor)) for tensor in self)
+        return sum(_raw(tensor).nbytes for tensor in self)
 
     def digest(self) -> str:
         """Name by content, 16 hexadecimal digits."""
@@ -79,18 +81,20 @@ class State(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-def train(embeddings: Floats, structure: Structure) -> State:
+def train(embeddings: Floats | tf.Tensor, structure: Structure) -> State:
     """Train a searcher by dot product that reorders in float32.
 
     Clustering starts from k-means++, which ScaNN seeds with a constant: equal embeddings give an
     equal state (its default, random starts, gives another one each time).
 
     Args:
-        embeddings: `[num_candidates, dim]`.
+        embeddings: `[num_candidates, dim]`; a tensor becomes part of the state as it is, so that
+            all searchers of a corpus hold it once.
         structure: what to train.
     """
+    corpus = tf.convert_to_tensor(embeddings)
     # Numbers of neighbours are given with each search; those in the config are never used.
-    builder = scann_ops.builder(embeddings, 1, "dot_product")
+    builder = scann_ops.builder(corpus, 1, "dot_product")
     if structure.kind == "brute_force":
         builder = builder.score_brute_force()
     else:
@@ -106,9 +110,11 @@ def train(embeddings: Floats, structure: Structure) -> State:
             _DIMENSIONS_PER_BLOCK, anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD
         ).reorder(1)
     searcher = builder.build().searcher_handle
-    tensors = [_defined(tensor) for tensor in scann_ops.scann_to_tensors(searcher)]
+    *tensors, dataset = scann_ops.scann_to_tensors(searcher)
     tf.raw_ops.DestroyResourceOp(resource=searcher)
-    return State(tensors[-1], *tensors[:-1])
+    if dataset.shape != corpus.shape:
+        raise RuntimeError(f"ScaNN gives {dataset.shape} vectors back, not {corpus.shape}")
+    return State(corpus, *map(_defined, tensors))
 
 
 def reordering_int8(state: State) -> State:
@@ -124,14 +130,18 @@ def reordering_int8(state: State) -> State:
     config = bytes(state.config.numpy()[0])
     if config.count(_FLOAT32) != 1:
         raise RuntimeError(f"ScaNN's config does not say how it reorders: {config!r}")
-    vectors = state.dataset.numpy()
-    largest = np.abs(vectors).max(axis=0)
+    vectors = np.asarray(state.dataset)
+    largest = np.maximum(vectors.max(axis=0), -vectors.min(axis=0))
     multipliers = np.where(largest > 0, 127 / np.where(largest > 0, largest, 1), 1)
     multipliers = multipliers.astype(np.float32)
+    rounded = np.empty(vectors.shape, np.int8)
+    for start in range(0, len(vectors), _ROWS):
+        few = slice(start, start + _ROWS)
+        rounded[few] = np.rint(vectors[few] * multipliers)
     return state._replace(
         dataset=tf.zeros([]),
         config=tf.constant([config.replace(_FLOAT32, _INT8)]),
-        int8=tf.constant(np.rint(vectors * multipliers).astype(np.int8)),
+        int8=tf.constant(rounded),
         multipliers=tf.constant(multipliers),
     )
 
@@ -172,7 +182,8 @@ def _defined(tensor: tf.Tensor) -> tf.Tensor:
     return tf.zeros_like(tensor) if absent else tensor
 
 
-def _raw(tensor: tf.Tensor) -> Any:
+def _raw(tensor: tf.Tensor) -> memoryview:
     if tensor.dtype == tf.string:
-        return b"".join(np.ravel(tensor.numpy()).tolist())
-    return np.ascontiguousarray(tensor.numpy()).data.cast("B")
+        return memoryview(b"".join(np.ravel(tensor.numpy()).tolist()))
+    # `numpy()` would copy the corpus.
+    return np.ascontiguousarray(np.asarray(tensor)).data.cast("B")

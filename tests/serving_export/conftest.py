@@ -238,8 +238,8 @@ def write_version(directory: Path, events: bool = False) -> Path:
     corpus = read_corpus(data)
     candidates = {name: tf.constant(values) for name, values in corpus.features.items()}
     embeddings = towers.signatures["embed_candidate"](**candidates)["embedding"].numpy()
-    # Leaves that hold fewer than k would make a batch search all.
-    effort = Effort(k=10, num_leaves=20, leaves_to_search=6, reorder=12)
+    # Some leaves hold fewer than k, so that all are searched for some queries.
+    effort = Effort(k=10, num_leaves=20, leaves_to_search=1, reorder=12)
     exact = ExactIndex(embeddings)
     tree = (
         exact if events else ScannIndex(train(embeddings, Structure("tree", 20, 2.0)), 400, effort)

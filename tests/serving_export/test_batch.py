@@ -1,4 +1,8 @@
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -332,6 +336,86 @@ def test_sql_asks_the_model_of_the_registry_that_is_connected(
     connect(registry.uri)
     register_function(config, spark, tmp_path, shop_version)
     assert spark.sql(query).collect() == first != other
+
+
+#: Asks a SavedModel for one query after the other, in a process without this package.
+ROW_BY_ROW = """
+import json, sys
+import tensorflow as tf
+from scann.scann_ops.py import scann_ops
+
+ask = tf.saved_model.load(sys.argv[1]).signatures["recommend"]
+answers = {}
+for user, history, exclusions in json.loads(sys.argv[2]):
+    inputs = {"user_id": [user], "history": [history], "exclusions": [exclusions]}
+    inputs = {name: tf.constant(values, tf.string) for name, values in inputs.items()}
+    ids = ask(k=tf.constant(10), **inputs)["ids"].numpy()[0]
+    answers[user] = [item.decode() for item in ids]
+print(json.dumps(answers))
+"""
+
+
+def test_workers_load_a_tree_once_and_answer_as_the_saved_model_does_row_by_row(
+    spark, config, shop, shop_version, tiny, tmp_path
+):
+    """Two tasks, many Arrow batches of three rows; then the query of an analyst."""
+    names = [f"user {n}" for n in range(48)]
+    histories = [[tiny.item(n + m) for m in range(n % 5)] for n in range(48)]
+    excluded = [[tiny.item(n + 3 * m) for m in range(n % 7 * 4)] for n in range(48)]
+    columns = {"user": names, "user_id": names, "history": histories, "exclusions": excluded}
+    (tmp_path / "users").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "users" / "part.parquet")
+    scoring = config.scoring.model_copy(update={"k": 10, "users_per_part": 24})
+    wanted = config.model_copy(update={"scoring": scoring})
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "3")
+    try:
+        before = _loads(spark)
+        score(wanted, spark, str(tmp_path / "users"), tmp_path / "scoring", shop_version)
+        scored = _loads(spark)
+        register_function(wanted, spark, tmp_path / "models", shop_version)
+        table = spark.read.parquet(str(tmp_path / "users")).repartition(2)
+        asked = table.selectExpr("user", "recommend(struct(*), 10).items AS items").collect()
+        at_last = _loads(spark)
+    finally:
+        spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+
+    for earlier, later in ((before, scored), (scored, at_last)):
+        loads, answered = (
+            {worker: count[n] - earlier.get(worker, (0, 0))[n] for worker, count in later.items()}
+            for n in (0, 1)
+        )
+        assert max(loads.values()) == 1
+        assert sum(loads.values()) + sum(answered.values()) >= 16
+        # Who has not loaded it has not been asked.
+        assert all(loads[worker] or not answered[worker] for worker in loads)
+    rows = json.dumps(list(zip(names, histories, excluded, strict=True)))
+    folder = str(shop / "artifacts" / "scann")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ROW_BY_ROW, folder, rows],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = json.loads(done.stdout)
+    assert not any(
+        set(expected[user]) & set(out) for user, out in zip(names, excluded, strict=True)
+    )
+    frame = pd.read_parquet(tmp_path / "scoring" / "recommendations").set_index("user")
+    assert frame["items"].map(list).to_dict() == expected
+    assert {row["user"]: list(row["items"]) for row in asked} == expected
+
+
+def _loads(spark):
+    """How often each living Python worker has loaded a model, and answered with one it had."""
+
+    def tell(_):
+        found = batch._scorer.cache_info()
+        yield pa.RecordBatch.from_pylist(
+            [{"worker": os.getpid(), "loads": found.misses, "others": found.hits}]
+        )
+
+    counts = "worker bigint, loads bigint, others bigint"
+    told = spark.range(0, 8, 1, 8).mapInArrow(tell, counts).collect()
+    return {row["worker"]: (row["loads"], row["others"]) for row in told}
 
 
 def test_without_champion_says_what_to_do_and_leaves_the_last_result(

@@ -177,6 +177,29 @@ def test_excluded_items_stay_excluded_when_searched_for_exactly(shop):
     assert np.isneginf(scores).all()
 
 
+def test_restricted_answers_are_the_same_whoever_else_is_asked_for(shop):
+    """Each with its own k, filters and exclusions: some are completed, most are not."""
+    size, random = len(shop.scores), np.random.default_rng(7)
+    request = shop.queries | {
+        "k": random.choice([1, 5, 30], size).astype(np.int32),
+        "filter_group": random.choice(["", "odd", "rare"], (size, 1)).astype(object),
+        "filter_price": np.where(random.random((size, 2)) < 0.8, np.nan, np.float32([50, 300])),
+    }
+    excluded = [random.choice(shop.corpus.item, row % 3 * row // 2).tolist() for row in range(size)]
+
+    def answer(few):
+        inputs = {name: tf.constant(values[few]) for name, values in request.items()}
+        lists = tf.ragged.constant(excluded[few], tf.string, 1).to_tensor()
+        return shop.signatures["tree"](**inputs, exclusions=lists)["ids"].numpy().tolist()
+
+    together = [[item for item in row if item] for row in answer(slice(None))]
+    assert len({len(row) for row in together}) > 1
+    for step in (1, 7):
+        for start in range(0, size, step):
+            for place, row in enumerate(answer(slice(start, start + step))):
+                assert [item for item in row if item] == together[start + place]
+
+
 def test_an_empty_batch(shop):
     inputs = {name: tf.constant(values[:0]) for name, values in shop.queries.items()}
     answer = shop.signatures["exact"](

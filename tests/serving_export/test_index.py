@@ -44,6 +44,37 @@ def test_tree_finds_as_many_as_asked_for(tree, count, bits):
         np.testing.assert_allclose(scores.numpy(), best, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [32, 8])
+def test_what_a_query_finds_is_up_to_itself(tree, tiny, bits):
+    """Whatever the others want, and whether their leaves hold enough or all have to be searched."""
+    embeddings, queries, _ = tree
+    state = train(embeddings, Structure("tree", 63, 2.0))
+    effort = Effort(k=60, num_leaves=63, leaves_to_search=1, reorder=60)
+    index = ScannIndex(state if bits == 32 else reordering_int8(state), 4000, effort)
+    counts = np.random.default_rng(4).choice([1, 30, 60, 61, 90, 400], 50).astype(np.int32)
+    ask = tf.function(index.search, reduce_retracing=True)
+    together = [found.numpy() for found in ask(tf.constant(queries), tf.constant(counts))]
+    assert together[0].shape == (50, 400)
+    assert (np.isfinite(together[1]) == (np.arange(400) < counts[:, np.newaxis])).all()
+    for size in (1, 7, 20):
+        for start in range(0, 50, size):
+            few = slice(start, start + size)
+            found = ask(tf.constant(queries[few]), tf.constant(counts[few]))
+            for part, whole in zip(found, together, strict=True):
+                np.testing.assert_array_equal(part, whole[few, : counts[few].max()])
+    # One leaf was enough for some, and not for others of the same count.
+    missed = [
+        len(set(exact) - set(rows[:60]))
+        for exact, rows in zip(
+            tiny.exact_rows(embeddings, queries[counts == 60], 60),
+            together[0][counts == 60].tolist(),
+            strict=True,
+        )
+    ]
+    assert max(missed) > 20
+    assert min(missed) <= (0 if bits == 32 else 6)
+
+
 @pytest.mark.parametrize("kind", [ExactIndex, ScannIndex])
 def test_small_corpora(kind, tiny):
     embeddings = tiny.clustered(3, 1)

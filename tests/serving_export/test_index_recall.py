@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from serving_export import index_recall
 from serving_export.index import Effort
 from serving_export.index_recall import halves, measure
 from serving_export.searcher import Structure, reordering_int8, restored, search, train
@@ -35,6 +36,16 @@ def test_places_that_stay_empty_are_misses(corpus, tiny):
     assert recalls.shape == (10,)
     assert (recalls < 0.9).all()
     assert (recalls > 0).any()
+
+
+@pytest.mark.parametrize("k", [1, 10, 2000])
+def test_the_exact_are_found_by_parts_of_the_corpus(corpus, tiny, monkeypatch, k):
+    """Of which the last is smaller than k."""
+    monkeypatch.setattr(index_recall, "_ROWS", 999)
+    queries = tiny.clustered(120, 2)
+    expected = np.sort(queries @ corpus.T, axis=1)[:, -k]
+    for sample, part in zip(halves(corpus, queries, k), np.split(expected, 2), strict=True):
+        np.testing.assert_allclose(sample.kth_best, part, rtol=1e-5, atol=1e-5)
 
 
 def test_one_query_has_to_do_both(corpus):

@@ -88,6 +88,16 @@ def test_higher_target_searches_harder(vectors, only_a_tree):
     assert lower.recall < higher.recall
 
 
+def test_more_is_scored_again_only_where_nothing_holds(vectors, only_a_tree, monkeypatch):
+    """As if one candidate per neighbour were the most that is tried of a structured corpus."""
+    monkeypatch.setattr(index_tuning, "_REORDER", 1)
+    _, few = build(*vectors, target(0.05))
+    assert {point.parameters["reorder"] for point in few.curve} == {10}
+    _, more = build(*vectors, target(0.95))
+    assert more.recall >= 0.95
+    assert more.parameters["reorder"] > 10
+
+
 def test_a_limit_of_bytes_asks_for_int8(vectors, only_a_tree):
     _, large = build(*vectors, target(0.8))
     sizes = sorted({point.bytes for point in large.curve})

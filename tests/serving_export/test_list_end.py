@@ -28,8 +28,8 @@ def test_options_decide_how_many_candidates_are_needed():
     assert not any(Options())
     both = Options(Diversity(pool=5), EpsilonGreedy(kind="epsilon_greedy", pool=9))
     end = ListEnd(both, tf.Variable(tf.zeros([30, 2])))
-    needed = [int(end.needed(tf.constant(k), 20)) for k in (0, 4, 12, 20)]
-    assert needed == [9, 9, 12, 20]
+    needed = end.needed(tf.constant([0, 4, 12, 20]), 20)
+    assert needed.numpy().tolist() == [9, 9, 12, 20]
     assert int(end.needed(tf.constant(3), 6)) == 6
 
 

@@ -294,3 +294,32 @@ def test_prior_is_a_distribution_without_zeros(tiny, tmp_path):
     corpus = read_corpus(tiny.write_data(tmp_path))
     assert (corpus.labels == 0).any()
     assert np.exp(log_prior(corpus)).sum() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["scann", "exact"])
+def test_an_answer_is_up_to_its_own_query(shop, tiny, variant):
+    """Alone, among 7 or 64: other histories, exclusions and k in a batch change no id of it."""
+    random = np.random.default_rng(6)
+    lengths = random.integers(0, 6, 64), random.integers(0, 60, 64) * random.integers(0, 2, 64)
+    history, exclusions = (
+        [[tiny.item(int(row)) for row in random.choice(400, n, replace=False)] for n in each]
+        for each in lengths
+    )
+    wanted = random.choice([3, 10, 25], 64)
+    model = tf.saved_model.load(str(shop / "artifacts" / variant))
+
+    def ask(first, size):
+        """Lists are as wide as the longest of the batch."""
+        few = range(first, min(first + size, 64))
+        return model.signatures["recommend"](
+            user_id=tf.constant([f"user {n}" for n in few]),
+            history=tf.ragged.constant([history[n] for n in few], tf.string, 1).to_tensor(),
+            exclusions=tf.ragged.constant([exclusions[n] for n in few], tf.string, 1).to_tensor(),
+            k=tf.constant(wanted[few], tf.int32),
+        )["ids"].numpy()
+
+    together = [row[:n].tolist() for row, n in zip(ask(0, 64), wanted, strict=True)]
+    assert all(all(row) for row in together)
+    for size in (1, 7):
+        found = [row for first in range(0, 64, size) for row in ask(first, size)]
+        assert [row[:n].tolist() for row, n in zip(found, wanted, strict=True)] == together

@@ -27,6 +27,18 @@ def test_equal_embeddings_give_an_equal_state(embeddings, state):
     assert state.digest() == again.digest() != reordering_int8(state).digest()
 
 
+def test_searchers_of_a_corpus_hold_it_once(embeddings, state):
+    corpus = tf.constant(embeddings)
+    for structure in (TREE, Structure("hashed"), Structure("brute_force")):
+        assert train(corpus, structure).dataset is corpus
+    given_back = scann_ops.scann_to_tensors(
+        scann_ops.builder(embeddings, 1, "dot_product").tree(40, 40).score_ah(2).reorder(1)
+        .build().searcher_handle
+    )  # fmt: skip
+    np.testing.assert_array_equal(given_back[-1], embeddings)
+    np.testing.assert_array_equal(state.dataset, embeddings)
+
+
 def test_int8_is_what_scann_trains(embeddings, state):
     trained = (
         scann_ops.builder(embeddings, 1, "dot_product")
