@@ -171,6 +171,7 @@ class PreparedData(Manifest):
     outcomes: bool = Field(False, description="what users did next, by event type, is recorded")
     impressions: Impressions | None = Field(None, description="where the log has what was shown")
     judged: dict[str, dict[str, int]] = Field({}, description="events by split and type, see joint")
+    judged_until: datetime | None = Field(None, description="time of the last one of training")
 
     def files(self, examples: Examples | Corpus) -> list[str]:
         """Shards of a split or of the corpus, in order."""

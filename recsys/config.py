@@ -212,7 +212,8 @@ class RunConfig(Section):
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")
-        check_joint(self.model.joint, self.train, list(self.data.event_types))
+        names = [feature.name for feature in self.features]
+        check_joint(self.model.joint, self.train, list(self.data.event_types), names)
         self._check_ranking()
         self._check_shown()
         self.monitoring.check_names(schema)

@@ -31,7 +31,7 @@ class FeatureEncoder(tf.Module):
     | text | string `[batch]` | int64 `[batch, num_grams]`: 0 padding, then hashed n-grams |
     | text, `encoder` | string `[batch]` | float `[batch, dim of the encoder]`: frozen vectors |
     | vector | float `[batch, dim]` | the same; 0 for what is not finite |
-    | number | float `[batch]` | float `[batch, 2]`: z-score, and 1 when missing |
+    | number | float `[batch]` | float `[batch, 2]`: z-score, and 1 when missing or infinite |
     | time | int64 `[batch]` | float `[batch, 4]`: sine and cosine of hour of day and day of week |
     """
 
@@ -90,7 +90,7 @@ class FeatureEncoder(tf.Module):
                 return _cyclic(value)
 
     def _standardise(self, name: str, value: tf.Tensor) -> tf.Tensor:
-        missing = tf.math.is_nan(value)
+        missing = tf.logical_not(tf.math.is_finite(value))
         statistics = self._statistics[name]
         score = (value - statistics.mean) / statistics.std
         return tf.stack(

@@ -48,7 +48,7 @@ def flat_judged(rows: Mapping[str, tf.RaggedTensor], schema: Schema) -> dict[str
     return flat | {"sequence": sequence, "known": tf.cast(flat["known"], tf.int32)}
 
 
-def outcomes(
+def judgements(
     judged: Mapping[str, tf.Tensor],
     rows: tf.lookup.StaticHashTable,
     num_warm: int,

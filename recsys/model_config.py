@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,8 @@ from recsys.section import Section
 
 #: Instead of a folder: the version of the registry that has this alias.
 CHAMPION = "champion"
+#: Columns of the events that `joint` learns from, beside those of their queries.
+_OF_JUDGED = {"event", "outcome", "total"}
 #: Keys of `model` with other values of which weights have another shape, or mean something else.
 FIXED_BY_WARM_START = (
     "embedding_dim",
@@ -161,16 +164,28 @@ class Train(Section):
         return self
 
 
-def check_joint(joint: Joint | None, train: Train, types: list[str]) -> None:
-    """Refuse a second task of the towers that no event, or every event of these types, fulfils."""
+def check_joint(
+    joint: Joint | None, train: Train, types: Sequence[str], names: Iterable[str]
+) -> None:
+    """Refuse a second task of the towers that no event, or every event of these types, fulfils.
+
+    Args:
+        joint: the task, if there is one.
+        train: of the same run.
+        types: of `data.event_types`.
+        names: of all features.
+    """
     if joint is None:
         if train.monitor == "auc":
             raise ValueError("train.monitor=auc is that of a ranking head: add `model.joint`")
         return
+    for name in sorted(_OF_JUDGED & set(names)):
+        raise ValueError(f"features: {name!r} is what model.joint calls something else; rename it")
     strangers = sorted(set(joint.positive) - set(types))
     if strangers:
         raise ValueError(
-            f"model.joint.positive: {strangers[0]!r} is none of data.event_types, which are {types}"
+            f"model.joint.positive: {strangers[0]!r} is none of data.event_types, which are "
+            f"{list(types)}"
         )
     if set(joint.positive) == set(types):
         raise ValueError(

@@ -87,7 +87,7 @@ class ScannIndex(tf.Module):
 
         Returns:
             Rows and scores, `[batch, min(largest count, num_candidates)]`; row 0 and score NaN
-            behind what a query wants.
+            behind what a query wants, and for one that is not finite.
         """
         handle = scann_ops.tensors_to_scann(*self._state, shared_name=self._shared_name)
         counts = tf.minimum(tf.broadcast_to(counts, tf.shape(queries)[:1]), self._size)
@@ -95,6 +95,8 @@ class ScannIndex(tf.Module):
         found = self._by_step(ask, counts)
         wanted = tf.range(ask.width) < counts[:, tf.newaxis]
         short = tf.reduce_any(wanted & tf.math.is_nan(found[1]), axis=1)
+        # ScaNN fails on a query that is not a number where it scores all, and the batch with it.
+        short &= tf.reduce_all(tf.math.is_finite(queries), axis=1)
         rows, scores = tf.cond(
             tf.reduce_any(short),
             lambda: self._everywhere(ask, tf.where(short), found),

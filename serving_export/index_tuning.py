@@ -37,6 +37,7 @@ _AVQ = 2.0
 #: Candidates that are scored again, per neighbour wanted, are doubled up to this; further only
 #: where nothing has met the target so far.
 _REORDER = 32
+_MOST_REORDER = 256
 #: Leaves are doubled from this share on, and then found to within the precision.
 _FIRST_SHARE = 1 / 256
 _PRECISION = 1.1
@@ -192,15 +193,15 @@ def _trials(
         exact = Effort(k, 1, 1, state.dataset.shape[0])
         with restored(state) as handle:
             return [_tried(handle, exact, tuning)]
-    size, trials = state.hashed.shape[0], list[_Trial]()
-    fastest, recall, reorder = math.inf, -1.0, k
+    trials: list[_Trial] = []
+    size, fastest, recall, reorder = state.hashed.shape[0], math.inf, -1.0, k
     with restored(state) as handle:
         while True:
             start = Effort(k, structure.num_leaves, structure.num_leaves, min(reorder, size))
             tried = list(_fewest_leaves(handle, start, tuning, min_recall))
             trials += tried
             passed = min((t.milliseconds for t in tried if t.bound >= min_recall), default=math.inf)
-            if fastest < passed or reorder >= size:
+            if fastest < passed or reorder >= min(size, _MOST_REORDER * k):
                 return trials  # Scoring more of them again has ceased to save leaves.
             hopeless = tried[-1].recall - recall < _LEAST_GAIN or tried[-1].milliseconds > worth
             if reorder >= _REORDER * k and (passed < math.inf or hopeless):

@@ -19,6 +19,7 @@ SETTINGS = (
     "model.joint={positive: [like], weight: 0.5}",
     "model.history.kind=mean",
     "train.epochs=3",
+    "train.refit=true",
 )
 
 
@@ -27,6 +28,8 @@ def test_both_tasks_are_logged_and_the_exported_head_ranks(clicks_config, spark,
     config = load_config(clicks_config, SETTINGS)
     data = prepare(config, spark, tmp_path / "data")
     assert data.judged["train"]["dislike"] > 100
+    # A dislike after the last like is learned from too.
+    assert data.train.last_at <= data.judged_until < data.validation.first_at
     logged = []
     model = fit(config, data, tmp_path / "model", "run", logged.append)
     curves = logged[-1]
@@ -36,6 +39,7 @@ def test_both_tasks_are_logged_and_the_exported_head_ranks(clicks_config, spark,
     np.testing.assert_allclose(curves["loss"], sums, rtol=1e-4)
     assert curves["auc"][-1] > 0.9
     assert curves["retrieval_loss"][-1] < 0.9 * curves["retrieval_loss"][0]
+    assert model.learned_until == data.judged_until
     assert model.best_epoch == 1 + int(np.argmax(curves[config.train.monitor]))
     exported = export(config, data, model, tmp_path / "export")
     raw = next(iter(raw_batches(data, data.test, 4)))

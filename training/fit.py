@@ -24,7 +24,7 @@ from recsys.dataset import (
     read_interactions,
 )
 from recsys.features import FeatureEncoder
-from recsys.judged import outcomes
+from recsys.judged import judgements
 from recsys.metrics import per_query
 from recsys.model_config import TwoTowerConfig
 from recsys.models.joint import JointTwoTower
@@ -194,7 +194,7 @@ class _Inputs:
             encoded = self.encoder(batch) | {"row": row}
             if joint is None:
                 return encoded
-            told = outcomes(judged, self._rows, num_warm, joint.positive)
+            told = judgements(judged, self._rows, num_warm, joint.positive)
             return encoded | {"judged": self.encoder(told)}
 
         encoded = raw.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -278,13 +278,14 @@ class _Inputs:
         k = next(int(name.split("@")[1]) for name in of_retrieval if "@" in name)
         found = {n: float(values.mean()) for n, values in per_query(ranking.rank, [k]).items()}
         if isinstance(model, JointTwoTower):
-            found["auc"] = judged_auc(model, self._judged)
+            with named_corruption(self.data, self.data.recent):
+                found["auc"] = judged_auc(model, self._judged)
         return found
 
     @cached_property
-    def _judged(self) -> list[dict[str, Any]]:
+    def _judged(self) -> tf.data.Dataset:
         """The validation window as encoded batches with judged events."""
-        return list(self.training([self.data.recent], range(1)))
+        return self.training([self.data.recent], range(1))
 
 
 def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
@@ -370,7 +371,8 @@ def _manifest(
     inputs: _Inputs, state: FitState, directory: Path, mlflow_run_id: str | None
 ) -> TrainedModel:
     config, start = inputs.config, inputs.start
-    learned = [inputs.data.train.last_at, start.model.learned_until if start else None]
+    data = inputs.data
+    learned = [data.train.last_at, data.judged_until, start.model.learned_until if start else None]
     packages = ("clickstream-recommender", "tensorflow", "tf-keras", "tensorflow-recommenders")
     return TrainedModel(
         directory=directory,

@@ -33,11 +33,21 @@ def require_judged(data: PreparedData, joint: Joint) -> None:
 
 
 def judged_auc(model: JointTwoTower, batches: Iterable[Mapping[str, Any]]) -> float:
-    """AUC of the head over the judged events of encoded batches whose items training knows."""
+    """AUC of the head over the judged events of encoded batches whose items training knows.
+
+    Raises:
+        ArtifactError: all that is left are positive, or none.
+    """
     outcomes, odds = [], []
     for batch in batches:
         counts = batch["judged"]["weight"].numpy() > 0
         odds.append(model.log_odds(batch).numpy()[counts])
         outcomes.append(batch["judged"]["outcome"].numpy()[counts] > 0)
         advance()
-    return auc(np.concatenate(outcomes), np.concatenate(odds))
+    found = auc(np.concatenate(outcomes), np.concatenate(odds))
+    if np.isnan(found):
+        raise ArtifactError(
+            "of the validation window's judged events, those of items that training knows are all "
+            "or none of model.joint.positive, so there is no AUC: lengthen the window in data.split"
+        )
+    return found

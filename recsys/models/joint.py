@@ -104,7 +104,7 @@ class JointTwoTower(TwoTower):
             from_logits=True, reduction=tf.keras.losses.Reduction.SUM
         )
         self._ranking = tfrs.tasks.Ranking(loss=loss)
-        self._parts = {
+        self._task_losses = {
             name: tf.keras.metrics.Mean(name=f"{name}_loss") for name in ("retrieval", "ranking")
         }
 
@@ -137,19 +137,19 @@ class JointTwoTower(TwoTower):
         if training:
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             for name, loss in losses.items():
-                self._parts[name].update_state(loss * replicas)
+                self._task_losses[name].update_state(loss * replicas)
         joint = self._joint
         return joint.retrieval_weight * losses["retrieval"] + joint.weight * losses["ranking"]
 
     def train_step(self, inputs: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         """Take one step, and report both losses beside their sum."""
         logs = super().train_step(inputs)
-        return logs | {part.name: part.result() for part in self._parts.values()}
+        return logs | {metric.name: metric.result() for metric in self._task_losses.values()}
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
         """Metrics that are reset at the start of an epoch."""
-        return [*super().metrics, *self._parts.values()]
+        return [*super().metrics, *self._task_losses.values()]
 
     @tf.function(reduce_retracing=True)
     def log_odds(self, inputs: Mapping[str, Any]) -> tf.Tensor:

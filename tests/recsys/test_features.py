@@ -37,9 +37,9 @@ def test_history_shares_the_vocabulary_of_what_it_lists(encoder):
 
 def test_numbers_are_z_scores_and_missing_ones_are_marked(encoder, prepared):
     statistics = prepared.statistics["price"]
-    values = tf.constant([statistics.mean + statistics.std, np.nan])
+    values = tf.constant([statistics.mean + statistics.std, np.nan, np.inf])
     coded = encode(encoder, price=values)["price"]
-    np.testing.assert_allclose(coded, [[1, 0], [0, 1]], atol=1e-5)
+    np.testing.assert_allclose(coded, [[1, 0], [0, 1], [0, 1]], atol=1e-5)
 
 
 def test_time_is_cyclic_and_missing_time_is_zero(encoder):

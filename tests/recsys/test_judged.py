@@ -1,6 +1,6 @@
 import tensorflow as tf
 
-from recsys.judged import flat_judged, judged_spec, missing_judgements, outcomes
+from recsys.judged import flat_judged, judged_spec, judgements, missing_judgements
 from recsys.schema import Feature, Schema
 
 SCHEMA = Schema(
@@ -35,7 +35,7 @@ def test_events_of_sequences_become_rows():
     corpus = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(tf.constant(["a", "b"]), tf.range(2)), -1
     )
-    told = outcomes(flat, corpus, num_warm=1, positive=["like"])
+    told = judgements(flat, corpus, num_warm=1, positive=["like"])
     assert told["outcome"].numpy().tolist() == [1, 0, 1]
     # c is no candidate, b has no vector of its own to learn.
     assert told["row"].numpy().tolist() == [0, 0, 0]

@@ -16,6 +16,8 @@ features:
 registry: {model: shop}
 """
 JOINT = "model.joint={positive: [like], weight: 0.5}"
+ITEM = "{name: item_id, side: candidate, kind: id, column: item}"
+EVENT = "{name: event, side: query, kind: category}"
 
 
 def test_heads_divide_the_dimension_where_there_are_heads():
@@ -52,6 +54,7 @@ def test_a_rate_is_below_one(dropout):
         ([JOINT, "model.joint.weight=0", "model.joint.retrieval_weight=0"], "are both 0"),
         ([JOINT, "model.joint.retrieval_weight=0"], r"set train\.monitor=auc"),
         (["train.monitor=auc"], r"add `model\.joint`"),
+        ([JOINT, f"features=[{ITEM}, {EVENT}]"], r"features: 'event' is what model\.joint calls"),
     ],
 )
 def test_a_joint_training_needs_events_that_differ(tmp_path, settings, told):

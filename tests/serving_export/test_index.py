@@ -75,6 +75,21 @@ def test_what_a_query_finds_is_up_to_itself(tree, tiny, bits):
     assert min(missed) <= (0 if bits == 32 else 6)
 
 
+def test_a_query_that_is_no_number_leaves_the_others_their_answers(tree):
+    embeddings, queries, _ = tree
+    state = train(embeddings, Structure("tree", 63, 2.0))
+    index = ScannIndex(state, 4000, Effort(k=20, num_leaves=63, leaves_to_search=1, reorder=20))
+    counts = tf.fill([8], 300)
+    expected = [found.numpy() for found in index.search(tf.constant(queries[:8]), counts)]
+    broken = queries[:8].copy()
+    broken[3] = np.nan
+    found = [part.numpy() for part in index.search(tf.constant(broken), counts)]
+    others = np.arange(8) != 3
+    for part, whole in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(part[others], whole[others])
+    assert np.isnan(found[1][3]).all()
+
+
 @pytest.mark.parametrize("kind", [ExactIndex, ScannIndex])
 def test_small_corpora(kind, tiny):
     embeddings = tiny.clustered(3, 1)

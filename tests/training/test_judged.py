@@ -30,3 +30,5 @@ def test_auc_is_that_of_events_whose_items_training_knows():
     batches = [batch([1, 2, 9], [0, 1, 0], [1, 1, 0]), batch([1.5, 0], [1, 0], [2, 1])]
     assert judged_auc(model, batches) == 1
     assert judged_auc(model, [*batches, batch([3], [0], [1])]) == pytest.approx(2 / 3)
+    with pytest.raises(ArtifactError, match=r"all or none of model\.joint\.positive.*data\.split"):
+        judged_auc(model, [batch([1, 2, 9], [0, 0, 1], [1, 1, 0])])

@@ -234,7 +234,7 @@ def _requests(rows: DataFrame, tables: Tables, config: RunConfig, points: SplitP
     values = [f"v_{feature}" for feature in _table(config).columns.values]
     once = kept.groupBy("user", "request", "item").agg(
         F.max("clicked").alias("clicked"),
-        F.min(F.struct("position", *values)).alias("place"),
+        F.min(F.struct("position", "at", *values)).alias("place"),
         F.min(first).alias("row"),
     )
     listed = F.array_sort(

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from recsys.config import RunConfig
 from recsys.data_config import Data
 from recsys.judged import missing_judgements
 from recsys.model_config import Joint
 from training.prepare.errors import PrepareError
 from training.prepare.split import SEES
+from training.prepare.values import to_datetime
 
 logger = logging.getLogger(__name__)
 
@@ -66,3 +69,11 @@ def count_judged(splits: Mapping[str, DataFrame], joint: Joint | None) -> dict[s
     if missing:
         raise PrepareError(f"{missing}: change model.joint.positive or data.split")
     return counts
+
+
+def last_judged(training: DataFrame, config: RunConfig) -> datetime | None:
+    """When the last judged event of training sequences was; None without any, or without time."""
+    if config.model.joint is None or config.data.events.columns.time is None:
+        return None
+    last = training.agg(F.max(F.array_max(F.col("judged")["at"]))).first()[0]
+    return None if last is None else to_datetime(last)

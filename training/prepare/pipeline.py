@@ -30,7 +30,7 @@ from training.prepare.impressions import (
     shown_rows,
     write_impressions,
 )
-from training.prepare.judged import add_judged, count_judged
+from training.prepare.judged import add_judged, count_judged, last_judged
 from training.prepare.outcomes import add_outcomes, check_outcomes
 from training.prepare.sequences import add_labels, collect_sequences, flat_events, order_events
 from training.prepare.sources import Tables, attach_features, read_tables
@@ -117,6 +117,7 @@ def run_pipeline(config: RunConfig, spark: SparkSession, directory: Path) -> Pre
             outcomes=config.needs_outcomes,
             impressions=impressions,
             judged=count_judged({"train": training, "recent": recent}, config.model.joint),
+            judged_until=last_judged(training, config),
         )
 
 

@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from recsys.dataset import parse_examples
 from recsys.judged import judged_spec
 from recsys.model_config import Joint
 from training.prepare.errors import LeakError, PrepareError
-from training.prepare.judged import count_judged
+from training.prepare.judged import count_judged, last_judged
 from training.prepare.split import check_no_leak
 from training.prepare.tfrecords import WindowCounts, write_sequences
 from training.tfrecord import register
@@ -76,6 +77,8 @@ def test_events_of_the_named_types_are_judged_beside_the_labels(made, configured
     _check_records(tmp_path / "train", configured)
     counts = count_judged({"train": made.training, "recent": made.recent}, JOINT)
     assert counts == {"train": {"dislike": 4, "like": 1}, "recent": {"dislike": 1, "like": 1}}
+    # Later than the last label of training, on the first.
+    assert last_judged(made.training, configured) == datetime(2024, 1, 6, tzinfo=UTC)
     with pytest.raises(PrepareError, match=r"train has no judged event that is of .*'looked'"):
         count_judged({"train": made.training}, Joint(positive=("looked",)))
 
