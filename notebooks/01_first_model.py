@@ -77,6 +77,8 @@ display(figure)
 
 # COMMAND ----------
 
+if "rank" in run.steps:  # with a `ranking` section a second stage orders what the towers find
+    run.do("rank")
 run.do("evaluate")
 
 report = run.load("evaluate", EvaluationReport)

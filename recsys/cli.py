@@ -99,7 +99,11 @@ def fit(run_dir: RunDirOption, warm_start: WarmStartOption = None) -> None:
 @app.command()
 def rank(run_dir: RunDirOption) -> None:
     """Train the second stage on what the towers retrieve, if the config has `ranking`."""
-    _finish_step(continue_run(run_dir), "rank")
+    started = continue_run(run_dir)
+    if "rank" in started.steps:
+        _finish_step(started, "rank")
+    else:
+        typer.echo("rank: the config has no `ranking` section, so retrieval alone recommends")
 
 
 @app.command()

@@ -135,6 +135,14 @@ def test_tune_needs_a_run_a_space_and_optuna(clicks_config, tmp_path):
     assert "pip install 'clickstream-recommender[tuning]'" in told
 
 
+def test_a_job_may_rank_whatever_its_config(clicks_config, command, tmp_path):
+    RunFolder(tmp_path / "r").freeze(load_config(clicks_config))
+    done = command("rank", "--run-dir", tmp_path / "r")
+    assert done.returncode == 0
+    assert "no `ranking` section" in done.stdout
+    assert not (tmp_path / "r" / "ranking").exists()
+
+
 def test_a_step_without_its_predecessor(finished_run, tmp_path):
     (tmp_path / "config.json").write_text((finished_run / "config.json").read_text())
     told = refused("evaluate", "--run-dir", tmp_path)
