@@ -140,7 +140,8 @@ def compared(runs: Path) -> Iterator[Record]:
     joint = fitted(runs, f"weight {weight}", of(weight))
     data = PreparedData.load(runs / "base" / "data")
     ours = [tested(data, model)["head"] for model in joint]
-    record = partial(Record, data=DATA, command="python benchmarks/joint.py")
+    command = "python benchmarks/joint.py --data ../shared/data --runs /tmp/joint"
+    record = partial(Record, data=DATA, command=command)
     for name, metrics in PEERS.items():
         by = "dot product" if name == "retrieval alone" else "head"
         theirs = [tested(data, model)[by] for model in alone[name]]

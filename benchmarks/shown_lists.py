@@ -176,7 +176,8 @@ def _records(
     users = np.repeat(asked.queries.user, present.sum(axis=1))
     low, high = differences(clicked[present], ours[present], flat, users)
     found = [list_quality(clicked, present, s, asked.queries.user) for s in (ours, theirs)]
-    record = partial(Record, data=DATA, command="python benchmarks/shown_lists.py", peer=PEER)
+    command = "python benchmarks/shown_lists.py --data ../shared/data --runs /tmp/shown_lists"
+    record = partial(Record, data=DATA, command=command, peer=PEER)
     for metric in ("auc", "user_auc", "request_auc", "log_loss", "calibration_error"):
         value, peer_value = (quality[metric] for quality in found)
         what = f"shown lists: test, {found[0]['candidates']:.0f} ratings after {shape[0]}"
