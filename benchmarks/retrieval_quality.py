@@ -97,7 +97,13 @@ STUDIES = {
     "diginetica": Study(
         "benchmarks/configs/diginetica.yaml",
         {"recall@20": ("GCE-GNN", 0.5422, 0.550), "mrr@20": ("GCE-GNN", 0.1904, 0.195)},
-        seeds=1,
+        variants={
+            "no neighbours": ("model.num_neighbours=0",),
+            "no score for seen items": ("model.history.repeats=false",),
+            "labels count alike, however old": ("model.loss.recency_half_life_days=null",),
+            "encoder attention": ("model.history.kind=attention",),
+            "dimension 256": ("model.embedding_dim=256",),
+        },
     ),
     "eshop_clothing": Study(
         "training/configs/eshop_clothing.yaml",

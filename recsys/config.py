@@ -207,8 +207,8 @@ class RunConfig(Section):
                 f"feature {telling[0]!r} tells the label: {contexts[0].side} features are those of "
                 "the click to predict; side: query reads item or event of the click before it"
             )
-        if self.model.loss.recency_half_life_days and self.data.events.columns.time is None:
-            raise ValueError("model.loss.recency_half_life_days needs data.events.columns.time")
+        times = self.data.events.columns.time is not None
+        self.model.check_known(times, items=bool(schema.item_histories))
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")

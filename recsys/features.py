@@ -117,6 +117,11 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         names = [feature.name for feature in features if feature.name in self._tables]
         return [variable for name in names for variable in self._tables[name].trainable_variables]
 
+    def rows(self, feature: Feature) -> int:
+        """Rows of a feature's own table."""
+        rows: int = self._tables[feature.name].input_dim
+        return rows
+
     def sequence(self, feature: Feature, encoded: tf.Tensor) -> tf.Tensor:
         """Embed a history: `[batch, length]` to `[batch, length, dim]`."""
         return self._tables[feature.of or ""](encoded)

@@ -18,6 +18,7 @@ FIXED_BY_WARM_START = (
     "embedding_dim",
     "history.kind",
     "history.num_heads",
+    "num_neighbours",
     "share_item_embeddings",
     "loss.normalize",
 )
@@ -102,6 +103,9 @@ class TwoTowerConfig(Section):
     share_item_embeddings: bool = Field(
         True, description="histories and candidates use the same vectors"
     )
+    num_neighbours: int = Field(
+        0, ge=0, description="items visited closest to an item, whose vectors are added to its own"
+    )
     hidden: tuple[int, ...] = Field((), description="hidden layers of the query tower")
     dropout: float = Field(0.5, ge=0, lt=1)
     candidate_dropout: float = Field(0.0, ge=0, lt=1)
@@ -122,6 +126,16 @@ class TwoTowerConfig(Section):
                 f"history.num_heads={self.history.num_heads}"
             )
         return self
+
+    def check_known(self, times: bool, items: bool) -> None:
+        """Refuse to learn from what the events do not tell: times, or which items came before."""
+        if self.loss.recency_half_life_days and not times:
+            raise ValueError("model.loss.recency_half_life_days needs data.events.columns.time")
+        if self.num_neighbours and not items:
+            raise ValueError(
+                "model.num_neighbours counts which items are visited together: it needs a feature "
+                "of kind history that lists item ids"
+            )
 
 
 class Train(Section):

@@ -30,6 +30,7 @@ from recsys.model_config import TwoTowerConfig
 from recsys.models.joint import JointTwoTower
 from recsys.models.retrieval import TwoTower
 from recsys.models.transfer import take_over
+from recsys.neighbours import neighbours
 from recsys.ranks import DotProduct, rank_queries
 from recsys.sequences import Order, training_batches
 from recsys.shards import WHOLE, Share
@@ -203,6 +204,8 @@ class _Inputs:
     def build_model(self, splits: Sequence[Sequences]) -> TwoTower:
         """Build and compile the model and create all its variables."""
         model = self._with_variables(self.config.model)
+        if number := self.config.model.num_neighbours:
+            model.connect(neighbours(self.data, splits, self.encoder, number))
         model.compile(optimizer=optimizer(self.config.train, self.steps_per_epoch(splits)))
         model.optimizer.build(model.trainable_variables)
         return model

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+from numpy.typing import NDArray
 
 from recsys.dataset import Corpus
 from recsys.features import FeatureEmbedding, FeatureEncoder
@@ -127,7 +128,7 @@ class TwoTower(tfrs.Model):
             sizes = self._encoder().vocabulary_sizes()
             embedding = FeatureEmbedding(schema, sizes, config.embedding_dim)
             dropped = (dropouts(config.id_dropout), dropouts(config.id_dropout))
-            return embedding, ItemEmbedding(schema, embedding, config.embedding_dim, known, dropped)
+            return embedding, ItemEmbedding(schema, embedding, config, known, dropped)
 
         embedding, listed = items()
         candidates = listed if config.share_item_embeddings else items()[1]
@@ -136,6 +137,15 @@ class TwoTower(tfrs.Model):
         self.query_tower = QueryTower(schema, embedding, listed, config, dropouts, repeats)
         dropout = dropouts(config.candidate_dropout)
         self.candidate_tower = CandidateTower(candidates, config, dropout)
+
+    def connect(self, neighbours: NDArray[np.int64]) -> None:
+        """Tell which items lie close, before training.
+
+        Args:
+            neighbours: what `recsys.neighbours` finds, `[vocabulary, config.num_neighbours]`.
+        """
+        for tower in (self.query_tower, self.candidate_tower):
+            tower.items.connect(neighbours)
 
     @property
     def towers(self) -> Towers:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from recsys.features import FeatureEmbedding, FeatureEncoder, raw_signature
+from recsys.features import FeatureEmbedding, FeatureEncoder, masked_mean, raw_signature
 from recsys.model_config import TwoTowerConfig
 from recsys.models.dropout import Dropouts, StatelessDropout
 from recsys.models.encoders import history_encoder
@@ -26,10 +28,14 @@ class ItemEmbedding(tf.keras.layers.Layer):
     are dropped at random, so that the features learn to stand alone and the vector of unknown ids
     learns what to add to them.
 
+    With `config.num_neighbours` the mean of the neighbours' own vectors is added, times a learned
+    gain: a convolution without weights (LightGCN, He et al., SIGIR 2020) over the graph of visits
+    (the global graph of GCE-GNN, Wang et al., SIGIR 2020). Items with few clicks gain by it.
+
     Args:
         schema: of the run.
         embedding: tables.
-        dim: of the result.
+        config: of the model.
         known: encoded features of the items of the id's vocabulary, `[vocabulary, ...]` by name,
             which histories list.
         id_dropouts: drop ids of candidates, and of histories.
@@ -39,7 +45,7 @@ class ItemEmbedding(tf.keras.layers.Layer):
         self,
         schema: Schema,
         embedding: FeatureEmbedding,
-        dim: int,
+        config: TwoTowerConfig,
         known: Mapping[str, tf.Tensor],
         id_dropouts: tuple[StatelessDropout, StatelessDropout],
     ) -> None:
@@ -47,12 +53,22 @@ class ItemEmbedding(tf.keras.layers.Layer):
         self._id = next(f for f in schema.candidate if f.source_column == "item")
         self._others = tuple(f for f in schema.candidate if f.name != self._id.name)
         self._embedding = embedding
-        self._side = tf.keras.layers.Dense(dim) if self._others else None
+        self._side = tf.keras.layers.Dense(config.embedding_dim) if self._others else None
         self._known = {
             f.name: tf.Variable(known[f.name], trainable=False, name=f"known_{f.name}")
             for f in self._others
         }
         self._candidate_dropout, self._history_dropout = id_dropouts
+        self._neighbours = None
+        if config.num_neighbours:
+            none = tf.zeros([embedding.rows(self._id), config.num_neighbours], tf.int64)
+            self._neighbours = tf.Variable(none, trainable=False, name="neighbours")
+            self._gain = self.add_weight("neighbour_gain", [], initializer="ones")
+
+    def connect(self, neighbours: NDArray[np.int64]) -> None:
+        """Set the neighbours: rows of the id's vocabulary, `[vocabulary, any]`, 0 for none."""
+        assert self._neighbours is not None, "the config has no neighbours"
+        self._neighbours.assign(neighbours)
 
     @property
     def tables(self) -> list[tf.Variable]:
@@ -66,11 +82,23 @@ class ItemEmbedding(tf.keras.layers.Layer):
 
     def _embed(self, encoded: Mapping[str, tf.Tensor], dropped: tf.Tensor) -> tf.Tensor:
         ids = encoded[self._id.name]
-        ids = tf.where(dropped, tf.minimum(ids, _UNKNOWN), ids)
-        output = self._embedding([self._id], {self._id.name: ids})
+        output = self._vectors(tf.where(dropped, tf.minimum(ids, _UNKNOWN), ids))
+        if self._neighbours is not None:
+            output += self._gain * self._near(ids)
         if self._side is not None:
             output += self._side(self._embedding(self._others, encoded))
         return output
+
+    def _vectors(self, ids: tf.Tensor) -> tf.Tensor:
+        """Embed ids alone, any shape, in one more dimension."""
+        return self._embedding([self._id], {self._id.name: ids})
+
+    def _near(self, ids: tf.Tensor) -> tf.Tensor:
+        """Mean of the neighbours' vectors, `[batch, dim]`."""
+        # Histories list an item often, and neighbours are many.
+        once, place = tf.unique(ids)
+        near = tf.nn.embedding_lookup(self._neighbours, once)
+        return tf.gather(masked_mean(self._vectors(near), near > 0), place)
 
     def history(self, ids: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Embed the encoded ids of a history: `[batch, length]` to `[batch, length, dim]`."""
@@ -114,6 +142,11 @@ class QueryTower(tf.keras.layers.Layer):
             if self._others or self._layers:
                 self._layers.append(dense(dim))
         self._dropouts = [dropouts() for _ in self._layers]
+
+    @property
+    def items(self) -> ItemEmbedding:
+        """What embeds the items that histories list."""
+        return self._items
 
     def call(
         self, encoded: Mapping[str, tf.Tensor], training: bool = False
@@ -190,6 +223,11 @@ class CandidateTower(tf.keras.layers.Layer):
         self._items = items
         self._dropout = dropout
         self._normalize = config.loss.normalize
+
+    @property
+    def items(self) -> ItemEmbedding:
+        """What embeds the candidates."""
+        return self._items
 
     @property
     def tables(self) -> list[tf.Variable]:

@@ -45,6 +45,19 @@ def test_a_rate_is_below_one(dropout):
         TwoTowerConfig(dropout=dropout)
 
 
+def test_neighbours_and_recency_need_events_that_tell_of_them(tmp_path):
+    file = tmp_path / "shop.yaml"
+    file.write_text(SHOP)
+    assert load_config(file, ["model.num_neighbours=3"]).model.num_neighbours == 3
+    without = f"features=[{ITEM}, {EVENT}]"
+    with pytest.raises(ConfigError, match=r"model\.num_neighbours counts .* history that lists"):
+        load_config(file, ["model.num_neighbours=3", without])
+    split = "{kind: time, validation_days: 1, test_days: 1}"
+    file.write_text(SHOP.replace("time: t", "order: [t]").replace(split, "{kind: leave_last_out}"))
+    with pytest.raises(ConfigError, match=r"recency_half_life_days needs data\.events\.columns"):
+        load_config(file, ["model.loss.recency_half_life_days=3"])
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

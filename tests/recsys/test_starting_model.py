@@ -41,6 +41,7 @@ def test_other_rates_and_layers_fit(config):
     [
         ("embedding_dim", 32, 128),
         ("history.kind", "mean", "gru"),
+        ("num_neighbours", 5, 0),
         ("share_item_embeddings", False, True),
         ("loss.normalize", False, True),
     ],

@@ -11,7 +11,9 @@ from recsys.artifacts import ArtifactError, TrainedModel
 from recsys.baselines import counting_baseline
 from recsys.config import RunConfig
 from recsys.dataset import read_corpus, read_interactions, read_sequences
+from recsys.features import FeatureEncoder
 from recsys.metrics import per_query
+from recsys.neighbours import neighbours
 from recsys.ranks import rank_queries
 from training.embeddings import two_tower_scorer
 from training.fit import _Inputs, _seed_all, fit
@@ -70,9 +72,9 @@ def test_the_manifest_tells_the_training(trained, config):
 def test_killed_within_an_epoch_and_in_the_refit_it_ends_like_an_undisturbed_one(
     config, prepared, tmp_path, caplog
 ):
-    """Trained in half precision; the refit learns the validation labels too."""
+    """Trained in half precision, with neighbours; the refit learns the validation labels too."""
     train = config.train.model_copy(update={"refit": True, "checkpoint_steps": 4, "epochs": 2})
-    model = config.model.model_copy(update={"mixed_precision": True})
+    model = config.model.model_copy(update={"mixed_precision": True, "num_neighbours": 4})
     config = config.model_copy(update={"train": train, "model": model})
     whole = fit(config, prepared, tmp_path / "whole")
     checkpoints = tmp_path / "killed" / "checkpoints"
@@ -91,9 +93,17 @@ def test_killed_within_an_epoch_and_in_the_refit_it_ends_like_an_undisturbed_one
     functions = [node for f in graph.library.function for node in f.node_def]
     casts = {node.attr["DstT"].type for node in [*graph.node, *functions]}
     assert tf.bfloat16.as_datatype_enum not in casts
+    splits = {
+        "towers": [prepared.train, prepared.recent],
+        "towers_before_refit": [prepared.train],
+    }
+    encoder = FeatureEncoder(prepared)
     corpus = read_corpus(prepared)
     history = read_interactions(prepared, prepared.test, corpus).history
-    for name in ("towers", "towers_before_refit"):
+    for name, learned in splits.items():
+        loaded = tf.saved_model.load(str(whole.directory / name))
+        near = loaded._candidate._items._neighbours
+        np.testing.assert_array_equal(near, neighbours(prepared, learned, encoder, 4))
         scores = [
             two_tower_scorer(m.directory / name, prepared, corpus, history).scores(slice(0, 50))
             for m in (whole, killed)

@@ -10,6 +10,7 @@ from recsys.dataset import read_corpus, read_sequences
 from recsys.features import FeatureEncoder
 from recsys.model_config import TwoTowerConfig
 from recsys.models.retrieval import TwoTower, _labels_of_sequence
+from recsys.neighbours import neighbours
 from recsys.sequences import Order, training_batches
 
 LOSSES = {
@@ -79,10 +80,14 @@ def maker(kind, loss, prepared, corpus, encoder):
         config = TwoTowerConfig.model_validate(
             {"embedding_dim": 16, "dropout": 0.0, "hidden": [8], "history": {"kind": kind}}
             | {"loss": LOSSES[loss]}
+            # Neighbours may not break what holds of any loss.
+            | {"num_neighbours": 3 if loss == "mixed" else 0}
             | settings
         )
         exclude_seen = loss == "mixed"
         model = TwoTower(config, prepared.features, encoder, corpus, seed, exclude_seen)
+        if near := config.num_neighbours:
+            model.connect(neighbours(prepared, [prepared.train], encoder, near))
         model.compile(optimizer=tf.keras.optimizers.Adam(0.02))
         return model
 

@@ -28,7 +28,7 @@ def towers(features, repeats=False, **settings):
     embedding = FeatureEmbedding(schema, sizes, DIM)
     known = {"kind": KINDS} if "kind" in [f.name for f in schema.features] else {}
     dropped = (dropouts(config.id_dropout), dropouts(config.id_dropout))
-    items = ItemEmbedding(schema, embedding, DIM, known, dropped)
+    items = ItemEmbedding(schema, embedding, config, known, dropped)
     query = QueryTower(schema, embedding, items, config, dropouts, repeats)
     return query, CandidateTower(items, config, dropouts()), items
 
@@ -80,3 +80,27 @@ def test_repeats_are_told_where_the_tower_has_them(repeats):
     assert ("repeat" in found) == repeats
     if repeats:
         assert found["repeat"].shape == (3, 3)
+
+
+def test_neighbours_join_an_item_in_both_towers():
+    _, alone, _ = towers([HISTORY, ITEM], loss={"normalize": False})
+    _, candidate, items = towers(
+        [HISTORY, ITEM], loss={"normalize": False}, num_neighbours=2, id_dropout=0.99
+    )
+    near = np.zeros([5, 2], np.int64)
+    near[3] = [2, 4]
+    near[4] = [2, 0]
+    items.connect(near)
+    ids = {"item_id": tf.constant([0, 1, 2, 3, 4, 3], tf.int64)}
+    own, found = alone(ids).numpy(), candidate(ids).numpy()
+    expected = own.copy()
+    expected[3] += (own[2] + own[4]) / 2
+    expected[4] += own[2]
+    expected[5] = expected[3]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    listed = items.history(tf.constant([[3, 3, 0], [4, 1, 0]], tf.int64)).numpy()
+    np.testing.assert_allclose(listed[0], expected[[3, 3, 0]], rtol=1e-5)
+    np.testing.assert_allclose(listed[1], expected[[4, 1, 0]], rtol=1e-5)
+    trained = candidate(ids, training=True).numpy()
+    # A dropped id leaves what its neighbours tell.
+    np.testing.assert_allclose(trained[3] - own[1], (own[2] + own[4]) / 2, rtol=1e-4)
