@@ -101,8 +101,6 @@ STUDIES = {
             "no neighbours": ("model.num_neighbours=0",),
             "no score for seen items": ("model.history.repeats=false",),
             "labels count alike, however old": ("model.loss.recency_half_life_days=null",),
-            "encoder attention": ("model.history.kind=attention",),
-            "dimension 256": ("model.embedding_dim=256",),
         },
     ),
     "eshop_clothing": Study(

@@ -208,7 +208,7 @@ class RunConfig(Section):
                 "the click to predict; side: query reads item or event of the click before it"
             )
         times = self.data.events.columns.time is not None
-        self.model.check_known(times, items=bool(schema.item_histories))
+        self.model.check_events(times, items=bool(schema.item_histories))
         k = int(self.registry.gate.metric.split("@")[1])
         if k not in self.evaluation.k:
             raise ValueError(f"registry.gate.metric needs {k} in evaluation.k={self.evaluation.k}")

@@ -104,7 +104,7 @@ class TwoTowerConfig(Section):
         True, description="histories and candidates use the same vectors"
     )
     num_neighbours: int = Field(
-        0, ge=0, description="items visited closest to an item, whose vectors are added to its own"
+        0, ge=0, description="of the items visited closest to an item the mean vector is added"
     )
     hidden: tuple[int, ...] = Field((), description="hidden layers of the query tower")
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -127,7 +127,7 @@ class TwoTowerConfig(Section):
             )
         return self
 
-    def check_known(self, times: bool, items: bool) -> None:
+    def check_events(self, times: bool, items: bool) -> None:
         """Refuse to learn from what the events do not tell: times, or which items came before."""
         if self.loss.recency_half_life_days and not times:
             raise ValueError("model.loss.recency_half_life_days needs data.events.columns.time")

@@ -109,7 +109,7 @@ def _fit(
         directory / "checkpoints", train.monitor, train.patience, train.checkpoint_steps
     )
     state = checkpoints.restore(model)
-    inputs.begin(model, state)
+    inputs.begin(model, state, [data.train])
     log = EpochLog(checkpoints, log_curves)
     log.catch_up()
     if not state.stopped and state.epoch < train.epochs:
@@ -204,8 +204,6 @@ class _Inputs:
     def build_model(self, splits: Sequence[Sequences]) -> TwoTower:
         """Build and compile the model and create all its variables."""
         model = self._with_variables(self.config.model)
-        if number := self.config.model.num_neighbours:
-            model.connect(neighbours(self.data, splits, self.encoder, number))
         model.compile(optimizer=optimizer(self.config.train, self.steps_per_epoch(splits)))
         model.optimizer.build(model.trainable_variables)
         return model
@@ -249,9 +247,13 @@ class _Inputs:
         model.embed_corpus()
         return model
 
-    def begin(self, model: TwoTower, state: FitState) -> None:
-        """Give a model that no checkpoint was loaded into the weights that it begins with."""
-        if self.start is not None and not (state.epoch or state.step):
+    def begin(self, model: TwoTower, state: FitState, splits: Sequence[Sequences]) -> None:
+        """Give a model that no checkpoint was loaded into what it begins with."""
+        if state.epoch or state.step:
+            return
+        if number := self.config.model.num_neighbours:
+            model.connect(neighbours(self.data, splits, self.encoder, number, advance))
+        if self.start is not None:
             taken = take_over(model, self.encoder, self.start.directory / self.start.towers)
             if is_chief():
                 logger.info("weights of %s: %s", self.start.source, taken)
@@ -302,7 +304,7 @@ def _refit(inputs: _Inputs, epochs: int, directory: Path) -> TwoTower:
     model = inputs.build_model(splits)
     checkpoints = Checkpoints(directory, every_steps=inputs.config.train.checkpoint_steps)
     state = checkpoints.restore(model)
-    inputs.begin(model, state)
+    inputs.begin(model, state, splits)
     logger.info("refit on training and validation labels: %d epochs", epochs)
     if state.epoch < epochs:
         with named_corruption(inputs.data, *splits):

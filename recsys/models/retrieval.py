@@ -144,8 +144,9 @@ class TwoTower(tfrs.Model):
         Args:
             neighbours: what `recsys.neighbours` finds, `[vocabulary, config.num_neighbours]`.
         """
-        for tower in (self.query_tower, self.candidate_tower):
-            tower.items.connect(neighbours)
+        self.query_tower.items.connect(neighbours)
+        if not self._config.share_item_embeddings:
+            self.candidate_tower.items.connect(neighbours)
 
     @property
     def towers(self) -> Towers:

@@ -28,9 +28,10 @@ class ItemEmbedding(tf.keras.layers.Layer):
     are dropped at random, so that the features learn to stand alone and the vector of unknown ids
     learns what to add to them.
 
-    With `config.num_neighbours` the mean of the neighbours' own vectors is added, times a learned
-    gain: a convolution without weights (LightGCN, He et al., SIGIR 2020) over the graph of visits
-    (the global graph of GCE-GNN, Wang et al., SIGIR 2020). Items with few clicks gain by it.
+    With `config.num_neighbours` the mean of the neighbours' ids' vectors is added, times a learned
+    gain: a convolution that has no other weight (as in LightGCN, He et al., SIGIR 2020) over the
+    graph of visits (as in GCE-GNN, Wang et al., SIGIR 2020). A dropped id has no neighbours, as a
+    new item has none.
 
     Args:
         schema: of the run.
@@ -61,13 +62,22 @@ class ItemEmbedding(tf.keras.layers.Layer):
         self._candidate_dropout, self._history_dropout = id_dropouts
         self._neighbours = None
         if config.num_neighbours:
+            # A GPU holds and reads rows of int64, not of int32.
             none = tf.zeros([embedding.rows(self._id), config.num_neighbours], tf.int64)
             self._neighbours = tf.Variable(none, trainable=False, name="neighbours")
             self._gain = self.add_weight("neighbour_gain", [], initializer="ones")
 
     def connect(self, neighbours: NDArray[np.int64]) -> None:
-        """Set the neighbours: rows of the id's vocabulary, `[vocabulary, any]`, 0 for none."""
-        assert self._neighbours is not None, "the config has no neighbours"
+        """Set the neighbours of all ids.
+
+        Args:
+            neighbours: rows of the id's vocabulary, `[vocabulary, num_neighbours]`, 0 for none.
+
+        Raises:
+            ValueError: the config has no neighbours.
+        """
+        if self._neighbours is None:
+            raise ValueError("model.num_neighbours is 0: there is nothing to connect")
         self._neighbours.assign(neighbours)
 
     @property
@@ -82,7 +92,8 @@ class ItemEmbedding(tf.keras.layers.Layer):
 
     def _embed(self, encoded: Mapping[str, tf.Tensor], dropped: tf.Tensor) -> tf.Tensor:
         ids = encoded[self._id.name]
-        output = self._vectors(tf.where(dropped, tf.minimum(ids, _UNKNOWN), ids))
+        ids = tf.where(dropped, tf.minimum(ids, _UNKNOWN), ids)
+        output = self._vectors(ids)
         if self._neighbours is not None:
             output += self._gain * self._near(ids)
         if self._side is not None:
@@ -90,15 +101,18 @@ class ItemEmbedding(tf.keras.layers.Layer):
         return output
 
     def _vectors(self, ids: tf.Tensor) -> tf.Tensor:
-        """Embed ids alone, any shape, in one more dimension."""
+        """Embed ids alone, `[any]` to `[any, dim]`."""
         return self._embedding([self._id], {self._id.name: ids})
 
     def _near(self, ids: tf.Tensor) -> tf.Tensor:
         """Mean of the neighbours' vectors, `[batch, dim]`."""
-        # Histories list an item often, and neighbours are many.
+        # Histories list an item often, and items share neighbours: each row is read, and has its
+        # gradient sent, once.
         once, place = tf.unique(ids)
         near = tf.nn.embedding_lookup(self._neighbours, once)
-        return tf.gather(masked_mean(self._vectors(near), near > 0), place)
+        rows, place_of_near = tf.unique(tf.reshape(near, [-1]))
+        vectors = tf.gather(self._vectors(rows), tf.reshape(place_of_near, tf.shape(near)))
+        return tf.gather(masked_mean(vectors, near > 0), place)
 
     def history(self, ids: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Embed the encoded ids of a history: `[batch, length]` to `[batch, length, dim]`."""

@@ -81,7 +81,7 @@ def maker(kind, loss, prepared, corpus, encoder):
             {"embedding_dim": 16, "dropout": 0.0, "hidden": [8], "history": {"kind": kind}}
             | {"loss": LOSSES[loss]}
             # Neighbours may not break what holds of any loss.
-            | {"num_neighbours": 3 if loss == "mixed" else 0}
+            | {"num_neighbours": 3 if loss in ("full", "mixed") else 0}
             | settings
         )
         exclude_seen = loss == "mixed"

@@ -83,24 +83,31 @@ def test_repeats_are_told_where_the_tower_has_them(repeats):
 
 
 def test_neighbours_join_an_item_in_both_towers():
-    _, alone, _ = towers([HISTORY, ITEM], loss={"normalize": False})
     _, candidate, items = towers(
         [HISTORY, ITEM], loss={"normalize": False}, num_neighbours=2, id_dropout=0.99
     )
+    ids = {"item_id": tf.constant([0, 1, 2, 3, 4, 3], tf.int64)}
+    own = candidate(ids).numpy()
     near = np.zeros([5, 2], np.int64)
     near[3] = [2, 4]
     near[4] = [2, 0]
     items.connect(near)
-    ids = {"item_id": tf.constant([0, 1, 2, 3, 4, 3], tf.int64)}
-    own, found = alone(ids).numpy(), candidate(ids).numpy()
+    (gain,) = (v for v in items.trainable_variables if "gain" in v.name)
+    gain.assign(0.5)
+    found = candidate(ids).numpy()
     expected = own.copy()
-    expected[3] += (own[2] + own[4]) / 2
-    expected[4] += own[2]
+    expected[3] += 0.5 * (own[2] + own[4]) / 2
+    expected[4] += 0.5 * own[2]
     expected[5] = expected[3]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     listed = items.history(tf.constant([[3, 3, 0], [4, 1, 0]], tf.int64)).numpy()
     np.testing.assert_allclose(listed[0], expected[[3, 3, 0]], rtol=1e-5)
     np.testing.assert_allclose(listed[1], expected[[4, 1, 0]], rtol=1e-5)
-    trained = candidate(ids, training=True).numpy()
-    # A dropped id leaves what its neighbours tell.
-    np.testing.assert_allclose(trained[3] - own[1], (own[2] + own[4]) / 2, rtol=1e-4)
+    # Nothing is told of a dropped id: a new item has no neighbours.
+    np.testing.assert_allclose(candidate(ids, training=True)[3], own[1], rtol=1e-5)
+
+
+def test_without_neighbours_there_is_nothing_to_connect():
+    _, _, items = towers([HISTORY, ITEM])
+    with pytest.raises(ValueError, match=r"model\.num_neighbours is 0"):
+        items.connect(np.zeros([5, 2], np.int64))

@@ -86,3 +86,24 @@ def test_what_has_no_counterpart_begins_anew(config, prepared, earlier):
 def test_without_towers_nothing_is_taken_over(config, prepared, earlier, tmp_path):
     with pytest.raises(ArtifactError, match="cannot be loaded as a SavedModel"):
         take_over(earlier[1], earlier[0].encoder, tmp_path)
+
+
+def test_neighbours_are_those_of_the_new_data_and_their_gain_is_taken(
+    config, prepared, later, tmp_path
+):
+    config = with_values(config, {"model.num_neighbours": 2})
+    data, _ = later
+    old = _Inputs(config, prepared).build_model([prepared.train])
+    gain(old).assign(0.3)
+    old.towers.save(tmp_path / "towers")
+    inputs = _Inputs(config, data)
+    model = inputs.build_model([data.train])
+    near = np.ones([inputs.encoder.vocabulary_sizes()["item_id"], 2], np.int64)
+    model.connect(near)
+    take_over(model, inputs.encoder, tmp_path / "towers")
+    assert gain(model).numpy() == pytest.approx(0.3)
+    np.testing.assert_array_equal(model.candidate_tower.items._neighbours, near)
+
+
+def gain(model):
+    return next(v for v in model.trainable_variables if "neighbour_gain" in v.name)
