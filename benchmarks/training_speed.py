@@ -57,6 +57,7 @@ def ours(config: RunConfig, data: PreparedData) -> dict[str, float]:
         "dropout": 0.0,
         "candidate_dropout": 0.0,
         "hidden": (),
+        "num_neighbours": 0,
         "history": config.model.history.model_copy(update={"kind": "gru", "repeats": False}),
         "loss": config.model.loss.model_copy(update=loss | {"temperature": 1.0}),
     }

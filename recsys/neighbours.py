@@ -13,6 +13,7 @@ from scipy import sparse
 from recsys.artifacts import PreparedData, Sequences
 from recsys.dataset import named_corruption, parsed_batches
 from recsys.features import FeatureEncoder
+from recsys.session_knn import nth_of_row
 
 #: Visits that lie further apart say little of each other.
 _WINDOW = 6
@@ -44,7 +45,7 @@ def neighbours(
         splits: training sequences.
         encoder: of raw features; its rows are what the graph is about.
         number: neighbours of an item.
-        advance: called for each batch of sequences that was counted.
+        advance: called now and then, as a sign of life.
 
     Returns:
         Rows of the item's vocabulary, `[vocabulary, number]`, the closest first, of equals the more
@@ -109,7 +110,7 @@ def _closest(total: sparse.csr_array, number: int) -> NDArray[np.int64]:
         # Frequent items have low rows.
         order = np.lexsort((pairs.col, -pairs.data, pairs.row))
         row, column = pairs.row[order], pairs.col[order]
-        place = np.arange(len(row)) - np.searchsorted(row, row)
+        place = nth_of_row(row)
         kept = place < number
         found[start + row[kept], place[kept]] = column[kept]
     return found

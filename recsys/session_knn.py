@@ -68,9 +68,9 @@ class SessionKnn:
         similarity = np.add.reduceat(position, begins)
         latest = np.maximum.reduceat(position, begins)
         query, session = query[order[begins]], session[order[begins]]
-        recent = np.flatnonzero(_nth(query) < _SAMPLE)
+        recent = np.flatnonzero(nth_of_row(query) < _SAMPLE)
         order = recent[np.lexsort((session[recent], -similarity[recent], query[recent]))]
-        order = order[_nth(query[order]) < _NEIGHBOURS]
+        order = order[nth_of_row(query[order]) < _NEIGHBOURS]
         step = (history >= 0).sum(axis=1)[query] - latest + 1
         return sparse.coo_array(
             ((similarity / step)[order], (query[order], session[order])),
@@ -141,7 +141,7 @@ def _rows_of_sessions(
 def _first_of_each_row(matrix: sparse.csr_array, most: int) -> sparse.csr_array:
     matrix.sort_indices()
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    kept = np.flatnonzero(_nth(row) < most)
+    kept = np.flatnonzero(nth_of_row(row) < most)
     pairs = (row[kept], matrix.indices[kept])
     return sparse.coo_array((matrix.data[kept], pairs), shape=matrix.shape).tocsr()
 
@@ -158,7 +158,7 @@ def _last_positions(
     return query[last], column[last] + 1, item[last]
 
 
-def _nth(row: NDArray[np.int64]) -> NDArray[np.int64]:
+def nth_of_row(row: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many entries of the same row come before each entry; rows are sorted."""
     nth: NDArray[np.int64] = np.arange(len(row)) - np.searchsorted(row, row)
     return nth
